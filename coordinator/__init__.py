@@ -1,0 +1,1 @@
+"""The server: admission, lifecycle, policy, election, and cargoctl."""

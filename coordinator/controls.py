@@ -1,0 +1,150 @@
+"""What a person may ask of a migration under way, and the answer to it. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.lifecycle import Lifecycle, waiting_for
+from events.schema import (
+    AbortOrdered,
+    ControlRefused,
+    Data,
+    FinaliseOrdered,
+    Paused,
+    Resumed,
+    RollbackOrdered,
+    TargetAssertedOff,
+)
+
+MAX_CONTROL_BYTES = 4096
+MAX_WORDS = 500
+
+
+@dataclass(frozen=True)
+class Control:
+    """A parsed control. ``problem`` is set when it could not be understood."""
+
+    name: str
+    reason: str = ""
+    problem: str = ""
+    discard_target_writes: bool = False
+    target_off: str = ""
+    """Who vouches that the target is powered off."""
+
+
+_OPTIONS: dict[str, dict[str, type]] = {
+    "abort": {"reason": str},
+    "rollback": {"reason": str, "discard_target_writes": bool, "target_off": str},
+    "finalise": {"reason": str},
+    "pause": {"reason": str},
+    "resume": {"reason": str},
+}
+CONTROLS = tuple(_OPTIONS)
+
+
+def parse(raw: bytes) -> Control:
+    """``abort``, or ``{"control":"rollback","reason":"…","discard_target_writes":true,"target_off":"ada"}``."""
+    shown = raw[:80].decode("utf-8", "backslashreplace").strip()
+    if len(raw) > MAX_CONTROL_BYTES:
+        return Control(shown, problem=f"a control may have {MAX_CONTROL_BYTES} bytes at most")
+    text = raw.decode("utf-8", "backslashreplace").strip()
+    if text in CONTROLS:
+        return Control(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return Control(shown, problem=f"not a known control (known: {', '.join(CONTROLS)})")
+    name = value.get("control") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name not in CONTROLS:
+        return Control(shown, problem=f'"control" must be one of: {", ".join(CONTROLS)}')
+    known = _OPTIONS[name]
+    given = {key: option for key, option in value.items() if key != "control"}
+    wrong = [key for key, option in given.items() if key not in known or type(option) is not known[key]]
+    if wrong:
+        return Control(name, problem=f"unknown or wrongly typed options: {', '.join(sorted(wrong))[:200]}")
+    cut: dict[str, Any] = {
+        key: option[:MAX_WORDS] if isinstance(option, str) else option for key, option in given.items()
+    }
+    return Control(name, **cut)
+
+
+def answer(control: Control, lifecycle: Lifecycle) -> Data | None:
+    """The next event that obeys or refuses ``control``; None when what it asks for is so already."""
+    if control.problem:
+        return ControlRefused(control=control.name, reason=control.problem)
+    return _ANSWERS[control.name](control, lifecycle)
+
+
+def _abort(control: Control, lifecycle: Lifecycle) -> Data | None:
+    if lifecycle.state in ("aborting", "aborted"):
+        return None
+    if lifecycle.abortable:
+        return AbortOrdered(reason=control.reason or "a person asked for it", by_person=True)
+    if lifecycle.reversible:
+        return ControlRefused(
+            control="abort",
+            reason="the target has claimed the container, so its data is the newest; `rollback` brings it back",
+        )
+    return _too_late(control, lifecycle)
+
+
+def _rollback(control: Control, lifecycle: Lifecycle) -> Data | None:
+    if control.target_off and not control.discard_target_writes:
+        return ControlRefused(
+            control="rollback",
+            reason="from a target that is off nothing can be carried back; what it wrote since the cut-over would be "
+            "lost, so this needs discard_target_writes as well",
+        )
+    if lifecycle.state == "rolled_back":
+        return None
+    if lifecycle.state == "rolling_back":
+        if control.target_off and not (lifecycle.asserted_off or lifecycle.target_stopped):
+            return TargetAssertedOff(who=control.target_off, words=control.reason)
+        return None
+    if lifecycle.abortable:
+        return ControlRefused(control="rollback", reason="nothing has been claimed yet; `abort` is the way back")
+    if lifecycle.reversible:
+        return RollbackOrdered(
+            reason=control.reason or "a person asked for it", discard_target_writes=control.discard_target_writes
+        )
+    return _too_late(control, lifecycle)
+
+
+def _finalise(control: Control, lifecycle: Lifecycle) -> Data | None:
+    if lifecycle.state in ("finalise", "finalised"):
+        return None
+    if lifecycle.state == "completed":
+        return FinaliseOrdered(why=control.reason or "a person asked for it", stop_now=True)
+    return ControlRefused(
+        control="finalise", reason=f"only a completed migration can be finalised; now: {waiting_for(lifecycle)}"
+    )
+
+
+def _pause(control: Control, lifecycle: Lifecycle) -> Data | None:
+    if lifecycle.paused:
+        return None
+    if lifecycle.abortable and not lifecycle.source_stopped:
+        return Paused()
+    if lifecycle.terminal:
+        return _too_late(control, lifecycle)
+    return ControlRefused(control="pause", reason="the cut-over has begun; waiting now would only prolong the outage")
+
+
+def _resume(control: Control, lifecycle: Lifecycle) -> Data | None:
+    return Resumed() if lifecycle.paused and not lifecycle.terminal else None
+
+
+def _too_late(control: Control, lifecycle: Lifecycle) -> Data:
+    return ControlRefused(control=control.name, reason=f"it is too late: {waiting_for(lifecycle)}")
+
+
+_ANSWERS: dict[str, Callable[[Control, Lifecycle], Data | None]] = {
+    "abort": _abort,
+    "rollback": _rollback,
+    "finalise": _finalise,
+    "pause": _pause,
+    "resume": _resume,
+}

@@ -1,0 +1,90 @@
+"""The embedded etcd: the system's ``etcd`` binary as a child of the coordinator, on loopback.
+
+Only used when no endpoint is configured. Good for trying Cargo on one machine; a fleet needs its own
+cluster of three.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+from events.errors import PermanentError
+
+START_SECONDS = 15.0
+"""How long the child may take to open its port: it replays its log first."""
+STOP_SECONDS = 10.0
+CLIENT_PORT = 2379
+PEER_PORT = 2380
+
+
+class EmbeddedEtcd:
+    """One etcd member that lives and dies with this process."""
+
+    def __init__(self, data_dir: Path, client_port: int = CLIENT_PORT, peer_port: int = PEER_PORT) -> None:
+        self._data_dir = data_dir
+        self._client_port = client_port
+        self._peer_port = peer_port
+        self._child: subprocess.Popen[bytes] | None = None
+        self.endpoint = f"127.0.0.1:{client_port}"
+
+    def start(self) -> None:
+        """Start the child and wait until it listens. Raises PermanentError in words."""
+        binary = shutil.which("etcd")
+        if binary is None:
+            raise PermanentError(
+                "no etcd endpoint is configured, and there is no etcd binary to start one; "
+                "install the package etcd-server, or set [etcd] endpoints"
+            )
+        if _listening(self._client_port):
+            raise PermanentError(
+                f"no etcd endpoint is configured, but something listens on {self.endpoint} already; "
+                f"if that is your etcd, set [etcd] endpoints = {self.endpoint}"
+            )
+        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        client = f"http://127.0.0.1:{self._client_port}"
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        self._child = subprocess.Popen(
+            [
+                binary,
+                *("--name", "cargo", "--data-dir", str(self._data_dir)),
+                *("--listen-client-urls", client, "--advertise-client-urls", client),
+                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                *("--initial-cluster", f"cargo={peer}"),
+                *("--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=(self._data_dir / "etcd.log").open("ab"),
+            start_new_session=True,
+        )
+        waiter = threading.Event()
+        waited = 0.0
+        while not _listening(self._client_port):
+            if self._child.poll() is not None or waited > START_SECONDS:
+                self.stop()
+                raise PermanentError(f"the embedded etcd did not start; its log is {self._data_dir}/etcd.log")
+            waiter.wait(0.05)
+            waited += 0.05
+
+    def stop(self) -> None:
+        """End the child cleanly; harmless when it is not running."""
+        if self._child is None:
+            return
+        self._child.send_signal(signal.SIGTERM)
+        try:
+            self._child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._child = None
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

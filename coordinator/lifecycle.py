@@ -1,0 +1,352 @@
+"""The coordinator's machine: where a migration stands, and which order comes next.
+
+Theory of operation:
+
+1. ``fold`` walks the event stream along ``TABLE``; the resulting ``Lifecycle`` depends on nothing else.
+2. ``decide`` looks at a ``Lifecycle`` and names at most one event to append. The coordinator has no
+   effects: its orders are its acts.
+3. Before ``target_claimed`` a step that failed for good ends in an abort. From ``target_claimed`` on
+   nothing is undone without a person: the machine holds and says what it waits for.
+4. An abort contends with ``target_claimed`` for the same sequence number. The store lets one of them
+   win; the loser folds again and meets the other's event.
+
+Pure: no clock, no randomness, no I/O, no logging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from coordinator.policy import Round, choose
+from events.decision import Decision, Draft
+from events.errors import IllegalEventError
+from events.machine import Row, Table
+from events.schema import (
+    EVENT_TYPES,
+    Aborted,
+    AbortOrdered,
+    Completed,
+    CutoverOrdered,
+    Data,
+    Event,
+    PrepareOrdered,
+    ReleaseOrdered,
+    Request,
+    Requested,
+    RollbackOrdered,
+    RolledBack,
+    SourceReleased,
+    StepFailed,
+    SyncFinished,
+    SyncOrdered,
+    TargetAssertedOff,
+)
+
+BEFORE_CLAIM = ("admit", "prepare", "pre_copy", "cut_over")
+AFTER_CLAIM = ("claimed", "fill", "verify", "release", "completed", "finalise", "finalised")
+"""States from which the way back is a roll-back, as long as the source keeps its copy."""
+
+TABLE = Table(
+    "lifecycle",
+    states=(
+        "new",
+        "admit",
+        "prepare",
+        "pre_copy",
+        "cut_over",
+        "claimed",
+        "fill",
+        "verify",
+        "release",
+        "completed",
+        "finalise",
+        "finalised",
+        "aborting",
+        "aborted",
+        "rolling_back",
+        "rolled_back",
+        "rejected",
+    ),
+    initial="new",
+    rows=(
+        Row("requested", ("new",), "admit"),
+        Row("rejected", ("new",), "rejected"),
+        Row("prepare_ordered", ("admit",), "prepare"),
+        Row("source_prepared", ("prepare",), "prepare"),
+        Row("target_prepared", ("prepare",), "pre_copy"),
+        Row("sync_ordered", ("pre_copy", "cut_over"), "pre_copy"),
+        Row("sync_armed", ("pre_copy",), "pre_copy"),
+        Row("sync_finished", ("pre_copy",), "pre_copy"),
+        Row("cutover_ordered", ("pre_copy",), "cut_over"),
+        Row("source_stopped", ("cut_over",), "cut_over"),
+        Row("target_claimed", ("cut_over",), "claimed"),
+        Row("target_started", ("claimed",), "fill"),
+        Row("source_digested", ("fill",), "fill"),
+        Row("source_digested", ("verify",), "verify"),
+        Row("fill_finished", ("fill",), "verify"),
+        Row("verified", ("verify",), "release"),
+        Row("release_ordered", ("release",), "release"),
+        Row("source_released", ("release",), "release"),
+        Row("completed", ("release",), "completed"),
+        Row("finalise_ordered", ("completed",), "finalise"),
+        Row("finalised", ("completed", "finalise"), "finalised"),
+        Row("abort_ordered", BEFORE_CLAIM, "aborting"),
+        Row("source_restored", ("aborting",), "aborting"),
+        Row("target_cleaned", ("aborting",), "aborting"),
+        Row("aborted", ("aborting",), "aborted"),
+        Row("rollback_ordered", AFTER_CLAIM, "rolling_back"),
+        Row("target_asserted_off", ("rolling_back",), "rolling_back"),
+        Row("target_stopped", ("rolling_back",), "rolling_back"),
+        Row("carried_back", ("rolling_back",), "rolling_back"),
+        Row("source_restored", ("rolling_back",), "rolling_back"),
+        Row("target_cleaned", ("rolling_back",), "rolling_back"),
+        Row("rolled_back", ("rolling_back",), "rolled_back"),
+    ),
+    ignored=("step_failed", "step_recovered", "control_refused", "paused", "resumed"),
+    final=("completed", "finalised", "aborted", "rolled_back", "rejected"),
+)
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """Everything that a stream says to the coordinator."""
+
+    state: str = TABLE.initial
+    seq: int = 0
+    request: Request | None = None
+    container_id: str = ""
+    rounds: tuple[Round, ...] = ()
+    round_ordered: int = 0
+    round_finished: int = 0
+    ordered: bool = False
+    """The order that belongs to the current state has been given."""
+    source_stopped: bool = False
+    release_ordered: bool = False
+    source_released: bool = False
+    kept_as: str | None = ""
+    """What the source kept its copy as; None once the copy is gone."""
+    target_stopped: bool = False
+    asserted_off: str = ""
+    """Who vouched that the target is powered off."""
+    discard_target_writes: bool = False
+    carried_back: bool = False
+    restored: bool = False
+    cleaned: bool = False
+    tracking_lost: str = ""
+    """Why the source refused to cut over: its tracker cannot vouch for the dirty set."""
+    failures: tuple[tuple[str, StepFailed], ...] = ()
+    """Steps that have failed and not recovered, by ``author:step``."""
+    paused: bool = False
+    epoch: int = 0
+    last_type: str = ""
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in TABLE.final
+
+    @property
+    def reversible(self) -> bool:
+        """The container was claimed, and the source still has its copy to go back to."""
+        return self.state in AFTER_CLAIM and self.kept_as is not None
+
+    @property
+    def abortable(self) -> bool:
+        """Nothing has been claimed, so the source may still have its container back."""
+        return self.state in BEFORE_CLAIM
+
+
+def author_allowed(lifecycle: Lifecycle, event: Event) -> bool:
+    """Whether ``event.by`` is one of the roles that may write this type in this migration."""
+    request = lifecycle.request
+    if isinstance(event.data, Requested):
+        request = event.data.request
+    roles = set()
+    if event.by.startswith("coordinator/"):
+        roles.add("coordinator")
+    if request is not None and event.by == f"hostd/{request.source}":
+        roles.add("source")
+    if request is not None and event.by == f"hostd/{request.target}":
+        roles.add("target")
+    return not roles.isdisjoint(EVENT_TYPES[event.type].authors)
+
+
+def apply(lifecycle: Lifecycle, event: Event) -> Lifecycle:
+    """``lifecycle`` after ``event``. Raises IllegalEventError for an event that has no place here."""
+    if not author_allowed(lifecycle, event):
+        raise IllegalEventError(f"event {event.seq} ({event.type}) may not be written by {event.by}")
+    by_coordinator = event.by.startswith("coordinator/")
+    if by_coordinator and event.epoch < lifecycle.epoch:
+        raise IllegalEventError(
+            f"event {event.seq} ({event.type}) was written by a coordinator of epoch {event.epoch}, "
+            f"after one of epoch {lifecycle.epoch}"
+        )
+    state = TABLE.next(lifecycle.state, event.type)
+    epoch = max(lifecycle.epoch, event.epoch) if by_coordinator else lifecycle.epoch
+    failures = lifecycle.failures
+    if event.type != "step_failed":  # whoever goes on has recovered
+        failures = tuple(pair for pair in failures if not pair[0].startswith(f"{event.by}:"))
+    after = replace(lifecycle, state=state, seq=event.seq, epoch=epoch, failures=failures, last_type=event.type)
+    return _remember(after, event)
+
+
+def _remember(after: Lifecycle, event: Event) -> Lifecycle:
+    match event.data:
+        case Requested() as data:
+            return replace(after, request=data.request, container_id=data.container_id)
+        case SyncOrdered() as data:
+            return replace(after, round_ordered=data.round, tracking_lost="")
+        case SyncFinished() as data:
+            done = Round(data.bytes_moved, data.duration_seconds)
+            return replace(after, rounds=(*after.rounds, done), round_finished=data.round)
+        case StepFailed() as data:
+            if data.code == "tracking_lost":
+                return replace(after, tracking_lost=data.reason)
+            key = f"{event.by}:{data.step}"
+            kept = tuple(pair for pair in after.failures if pair[0] != key)
+            return replace(after, failures=(*kept, (key, data)))
+        case SourceReleased() as data:
+            return replace(after, source_released=True, kept_as=data.kept_as)
+        case RollbackOrdered() as data:
+            return replace(after, discard_target_writes=data.discard_target_writes)
+        case TargetAssertedOff() as data:
+            return replace(after, asserted_off=data.who)
+    flags: dict[str, dict[str, bool]] = {
+        "source_stopped": {"source_stopped": True},
+        "release_ordered": {"release_ordered": True},
+        "target_stopped": {"target_stopped": True},
+        "carried_back": {"carried_back": True},
+        "source_restored": {"restored": True},
+        "target_cleaned": {"cleaned": True},
+        "paused": {"paused": True},
+        "resumed": {"paused": False},
+    }
+    return replace(after, **flags.get(event.type, {}))  # type: ignore[arg-type]
+
+
+def fold(events: Iterable[Event], start: Lifecycle | None = None) -> Lifecycle:
+    """The lifecycle that ``events`` lead to, continuing ``start``."""
+    lifecycle = start or Lifecycle()
+    for event in events:
+        lifecycle = apply(lifecycle, event)
+    return lifecycle
+
+
+def decide(lifecycle: Lifecycle) -> Decision:
+    """The coordinator's next order, or what it waits for."""
+    if lifecycle.abortable:
+        held = _before_claim(lifecycle)
+        if held is not None:
+            return held
+    match lifecycle.state:
+        case "admit":
+            return _order(lifecycle, PrepareOrdered(), "ordering both hosts to get ready")
+        case "pre_copy":
+            return _after_round(lifecycle)
+        case "cut_over":
+            return _during_cut_over(lifecycle)
+        case "release" | "aborting" | "rolling_back":
+            return _at_the_end(lifecycle)
+    return Decision(waiting_for(lifecycle))
+
+
+def _before_claim(lifecycle: Lifecycle) -> Decision | None:
+    """An abort for what failed for good, or a person's pause."""
+    if lifecycle.abortable:
+        final = [(where, failed) for where, failed in lifecycle.failures if not failed.retrying]
+        if final:
+            reasons = [f"{where}: {reason}" for where, f in final for reason in (f.reasons or (f.reason,))]
+            return _order(lifecycle, AbortOrdered(reason="; ".join(reasons)), "aborting: " + "; ".join(reasons))
+        if lifecycle.paused and not lifecycle.source_stopped:
+            return Decision("paused by a person, before the stop; `resume` goes on")
+    return None
+
+
+def _at_the_end(lifecycle: Lifecycle) -> Decision:
+    match lifecycle.state:
+        case "release" if not lifecycle.release_ordered:
+            return _order(lifecycle, ReleaseOrdered(), "verified: the source may let go")
+        case "release" if lifecycle.source_released:
+            return _order(lifecycle, Completed(), "the source has let go: completed")
+        case "aborting" if lifecycle.restored and lifecycle.cleaned:
+            return _order(lifecycle, Aborted(), "both hosts are as they were: aborted")
+        case "rolling_back" if lifecycle.restored and (lifecycle.cleaned or lifecycle.asserted_off):
+            return _order(lifecycle, RolledBack(), "the container runs on the source again: rolled back")
+    return Decision(waiting_for(lifecycle))
+
+
+def _after_round(lifecycle: Lifecycle) -> Decision:
+    if lifecycle.round_finished < lifecycle.round_ordered:
+        return Decision(f"pre-copy round {lifecycle.round_ordered} is under way")
+    assert lifecycle.request is not None
+    choice = choose(lifecycle.rounds, max_rounds=lifecycle.request.max_rounds)
+    if choice.another_round:
+        order = SyncOrdered(round=lifecycle.round_ordered + 1, why=choice.why)
+        return _order(lifecycle, order, f"ordering pre-copy round {order.round}: {choice.why}")
+    return _order(lifecycle, CutoverOrdered(why=choice.why), f"ordering the cut-over: {choice.why}")
+
+
+MAX_TRACKING_RETRIES = 5
+"""A source whose tracker is lost this often in a row (a queue that always overflows) is not going to
+keep it: abort, while the container still runs there."""
+
+
+def _during_cut_over(lifecycle: Lifecycle) -> Decision:
+    if not lifecycle.tracking_lost or lifecycle.source_stopped:
+        return Decision(waiting_for(lifecycle))
+    assert lifecycle.request is not None
+    if lifecycle.round_ordered >= lifecycle.request.max_rounds + MAX_TRACKING_RETRIES:
+        reason = f"changes on the source cannot be tracked: {lifecycle.tracking_lost}"
+        return _order(lifecycle, AbortOrdered(reason=reason), f"aborting: {reason}")
+    order = SyncOrdered(
+        round=lifecycle.round_ordered + 1,
+        why=f"the source cannot vouch for its dirty set ({lifecycle.tracking_lost}); compare everything",
+    )
+    return _order(lifecycle, order, "another round: the source's tracking was lost")
+
+
+def _order(lifecycle: Lifecycle, data: Data, sentence: str) -> Decision:
+    return Decision(sentence, append=(Draft(data, cause=lifecycle.seq),))
+
+
+def waiting_for(lifecycle: Lifecycle) -> str:
+    """What a migration in this state waits for, and for whom, in one sentence."""
+    request = lifecycle.request
+    source = request.source if request else "the source"
+    target = request.target if request else "the target"
+    failing = "; ".join(f"{where} failed ({failed.reason}); {failed.advice}" for where, failed in lifecycle.failures)
+    sentence = {
+        "prepare": f"{source} and {target} get ready",
+        "cut_over": f"{target} takes over" if lifecycle.source_stopped else f"{source} stops the container",
+        "claimed": f"{target} starts the container",
+        "fill": f"the container runs on {target}; its remaining data is on the way from {source}",
+        "verify": f"{target} compares everything with the frozen source",
+        "release": f"{source} lets go",
+        "aborting": "waiting for "
+        + " and ".join(
+            [f"{source} to restore its container"] * (not lifecycle.restored)
+            + [f"{target} to clean up"] * (not lifecycle.cleaned)
+        ),
+        "completed": f"done: the container lives on {target}; its data becomes a plain volume there at its next "
+        "stop, or with `finalise`",
+        "finalise": f"{target} folds the union into a plain volume",
+        "finalised": f"done: the container lives on {target}, on plain volumes",
+        "rolling_back": _rolling_back(lifecycle, source, target),
+        "rolled_back": f"done: the container lives on {source} again",
+        "aborted": f"done: the container lives on {source}, as before",
+        "rejected": "done: rejected, nothing was changed",
+    }.get(lifecycle.state, lifecycle.state)
+    return f"{sentence}; but {failing}" if failing else sentence
+
+
+def _rolling_back(lifecycle: Lifecycle, source: str, target: str) -> str:
+    if not lifecycle.target_stopped and not lifecycle.asserted_off:
+        return (
+            f"{target} stops the container and lists what it wrote; if {target} is dead, switch it off for good and "
+            "vouch for it: the control rollback with target_off"
+        )
+    if not lifecycle.carried_back:
+        return f"{source} takes over what the container wrote on {target}"
+    if not lifecycle.restored:
+        return f"{source} starts the container again"
+    return f"the container runs on {source} again; {target} cleans up"

@@ -1,0 +1,85 @@
+"""``cargo-coordinator``: reads its configuration, connects to the bus, leads when it is its turn."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from coordinator.embedded import EmbeddedEtcd
+from coordinator.service import Service
+from coordinator.settings import CoordinatorSettings, load
+from events import logs
+from events.connecting import connect
+from events.errors import CargoError
+from events.failpoints import Failpoints
+from events.settings import DEFAULT_CONFIG
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="cargo-coordinator",
+        description="Orchestrates migrations of Docker containers through etcd.",
+        epilog="Exit codes: 0 clean stop, 1 failure, 2 wrong usage or configuration.",
+    )
+    made.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=DEFAULT_CONFIG,
+        metavar="CONFIG",
+        help="configuration file, INI (default: ./config.cfg); docs/samples/ explains each option",
+    )
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        settings = load(options.config)
+        failpoints = Failpoints.from_environment()
+    except CargoError as error:
+        print(f"cargo-coordinator: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return _run(settings, failpoints, stop)
+
+
+def _run(settings: CoordinatorSettings, failpoints: Failpoints, stop: threading.Event) -> int:
+    log = logs.configure(settings.log, process="coordinator", host=settings.name)
+    embedded = None
+    endpoints = settings.etcd.endpoints
+    try:
+        if not endpoints:
+            embedded = EmbeddedEtcd(settings.data_dir)
+            embedded.start()
+            endpoints = (embedded.endpoint,)
+            log.info(
+                "no etcd endpoint configured: running an embedded etcd",
+                endpoint=embedded.endpoint,
+                data_dir=str(settings.data_dir),
+            )
+        store = connect(settings.etcd, endpoints)
+        try:
+            Service(store, settings.name, failpoints, log).run(stop)
+        finally:
+            store.close()
+    except CargoError as error:
+        log.error("giving up", reason=str(error))
+        return EXIT_FAILED
+    finally:
+        if embedded is not None:
+            embedded.stop()
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""One line of plain words for each event, for timelines. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from events import schema
+from events.schema import Data, Event
+
+
+def size(number: float) -> str:
+    """Bytes for people: ``412 MB``; powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def seconds_between(earlier: Event, later: Event) -> float:
+    """Seconds by the authors' clocks. For people only: two hosts' clocks may differ."""
+    return (datetime.fromisoformat(later.at) - datetime.fromisoformat(earlier.at)).total_seconds()
+
+
+def _dirty(manifests: tuple[schema.DirtyManifest, ...]) -> str:
+    files = sum(manifest.stale_files for manifest in manifests)
+    return f"{files} files, {size(sum(manifest.stale_bytes for manifest in manifests))} changed"
+
+
+def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
+    """What ``data`` says, in a few words."""
+    match data:
+        case schema.Requested():
+            wish = data.request
+            return f"move {wish.container} from {wish.source} to {wish.target}, {wish.strategy}"
+        case schema.Rejected():
+            return "; ".join(data.reasons)
+        case schema.SourcePrepared():
+            total = sum(mount.size_bytes for mount in data.mounts)
+            files = sum(mount.files for mount in data.mounts)
+            return f"{len(data.mounts)} mounts, {files} files, {size(total)}, changes are tracked"
+        case schema.TargetPrepared():
+            return f"container {data.container_id[:12]} created, not started"
+        case schema.SyncOrdered() | schema.CutoverOrdered():
+            return data.why
+        case schema.SyncArmed():
+            return (
+                (f"comparing everything: {data.why}" if data.compare else _dirty(data.dirty))
+                if (data.compare or data.dirty)
+                else "tracking from here"
+            )
+        case schema.SyncFinished():
+            return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
+        case schema.SourceStopped():
+            how = "had to be killed" if data.unclean else "stopped"
+            return f"{how}, exit code {data.exit_code}; {_dirty(data.dirty)} since the last round"
+        case schema.TargetClaimed():
+            return "point of no return"
+        case schema.TargetStarted():
+            ports = ", ".join(f"{port.host_ip}:{port.host_port}" for port in data.ports)
+            return f"runs on the union{', ' + ports if ports else ''}"
+        case schema.FillFinished():
+            return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
+        case schema.SourceDigested():
+            return f"{sum(tree.files for tree in data.trees)} files described by digest"
+        case schema.Verified():
+            return (
+                f"{data.files} files, {size(data.size_bytes)} equal; "
+                f"{data.changed_by_container} changed by the container itself"
+            )
+        case schema.SourceReleased():
+            return f"kept as {data.kept_as}" if data.kept_as else "removed"
+        case schema.AbortOrdered() | schema.RollbackOrdered():
+            return data.reason
+        case schema.FinaliseOrdered():
+            return data.why
+        case schema.Finalised():
+            return "plain volumes again" + (f", after {data.outage_seconds:.2f} s" if data.outage_seconds else "")
+        case schema.TargetAssertedOff():
+            return f"{data.who} vouches that the target is powered off"
+        case schema.TargetStopped():
+            return f"exit code {data.exit_code}; {_dirty(data.trees)} there"
+        case schema.CarriedBack():
+            return f"{size(data.bytes_moved)} in {data.files} files"
+        case schema.SourceRestored():
+            return data.note or ("runs again" if data.running else "left stopped, as it was")
+        case schema.StepFailed():
+            return f"{data.step}: {data.reason} ({data.advice})"
+        case schema.StepRecovered():
+            return data.step
+        case schema.ControlRefused():
+            return f"{data.control}: {data.reason}"
+    return ""

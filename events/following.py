@@ -1,0 +1,122 @@
+"""What a subscription to the store yields, and the promise it makes (``Store.follow``).
+
+A watch only wakes: whoever must decide something reads it again. Still the promise is exact, so that a
+consumer may keep a mirror of a prefix from it. Stands between a concrete store and the services' loops; does
+no I/O itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NamedTuple, Self
+
+TICK_SECONDS = 30.0
+"""A watch may be silent although something happened; consumers look for themselves this often (B9)."""
+STOP_POLL_SECONDS = 0.25
+"""How soon an iterating consumer notices that it should stop."""
+
+
+class KeyValue(NamedTuple):
+    """One stored key."""
+
+    key: str
+    value: bytes
+    mod_revision: int
+    create_revision: int
+    lease: int = 0
+    """Id of the lease that the key lives under; 0 means none."""
+
+
+class Change(NamedTuple):
+    """One key was put, or removed when ``value`` is None."""
+
+    key: str
+    value: bytes | None
+    mod_revision: int
+
+
+class Snapshot(NamedTuple):
+    """The state of one followed prefix at ``revision``.
+
+    The first item for each prefix. With ``resync`` the changes between are lost to compaction, and the
+    consumer must take this state in place of what it knew: a key that is missing here is gone.
+    """
+
+    prefix: str
+    items: list[KeyValue]
+    revision: int
+    resync: bool = False
+
+
+class Changes(NamedTuple):
+    """Everything that one revision changed under one followed prefix."""
+
+    prefix: str
+    changes: list[Change]
+    revision: int
+
+
+class Tick(NamedTuple):
+    """Nothing came for a while, or ``trouble`` (empty when there is none) has changed."""
+
+    trouble: str = ""
+
+
+Item = Snapshot | Changes | Tick
+
+
+class Follower(ABC):
+    """A subscription to one or more prefixes: iterate over it, or ``poll`` it.
+
+    For each prefix: first a Snapshot, then Changes, one per revision, complete, in order, none lost and none
+    repeated, through restarts, outages and leader changes of the store; after a compaction past the cursor
+    a Snapshot with ``resync``. Between two prefixes no order is promised. Iterating also gives a Tick after
+    ``tick_seconds`` of silence and whenever ``trouble`` changes, and ends when ``stop`` is set or the
+    follower is closed. Raises WrongClusterError; every other trouble is waited out. For one consumer thread.
+    """
+
+    def __init__(self, stop: threading.Event | None, tick_seconds: float) -> None:
+        self._stop = stop if stop is not None else threading.Event()
+        self._tick_seconds = tick_seconds
+        self.closed = False
+
+    @property
+    @abstractmethod
+    def trouble(self) -> str:
+        """Why nothing can come at the moment, in words; empty when all is well."""
+
+    @abstractmethod
+    def poll(self, timeout_seconds: float) -> Snapshot | Changes | None:
+        """The next item, or None when none came in time."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of connection and threads. Harmless when repeated."""
+
+    def __iter__(self) -> Iterator[Item]:
+        quiet_since = time.monotonic()
+        told = ""
+        while not self._stop.is_set() and not self.closed:
+            item = self.poll(min(STOP_POLL_SECONDS, self._tick_seconds))
+            if item is not None:
+                yield item
+            elif self.trouble != told:
+                told = self.trouble
+                yield Tick(told)
+            elif time.monotonic() - quiet_since >= self._tick_seconds:
+                yield Tick(told)
+            else:
+                continue
+            quiet_since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

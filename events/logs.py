@@ -1,0 +1,39 @@
+"""Structured logs: readable on a terminal, one JSON object a line otherwise.
+
+Lines about a migration carry ``migration``, ``seq`` and ``host``; secrets never enter a log, because
+they never leave the container's specification file.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from events.settings import LogSettings
+
+
+def configure(settings: LogSettings, **always: str) -> structlog.stdlib.BoundLogger:
+    """Set logging up for this process; ``always`` stands on every line (``host``, ``process``)."""
+    readable = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if readable
+        else structlog.processors.JSONRenderer(sort_keys=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    log: structlog.stdlib.BoundLogger = structlog.get_logger(**always)
+    return log

@@ -1,0 +1,40 @@
+"""Begin a new tracking generation, and list what the one before saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from events.schema import DirtyManifest
+from hostd.dirty import dirty_manifest
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.publish import publish
+from hostd.effects.track_changes import ensure_tracker
+from hostd.openfiles import writable_files
+
+
+class ArmTracking(Effect):
+    """From its return on, every change belongs to the new generation; so the target may begin to copy."""
+
+    name: ClassVar[str] = "arm_tracking"
+
+    def run(self, context: Context) -> Outcome:
+        prepared = context.view.source_prepared
+        number = context.view.round
+        pid = context.bench.engine.pid(prepared.container_id)
+        dirty: list[DirtyManifest] = []
+        distrust = []
+        for mount in prepared.mounts:
+            tracker, fresh = ensure_tracker(context, mount.destination, mount.tree)
+            open_files = writable_files(pid) if pid else {}
+            seen = tracker.arm(number, open_files)
+            if number == 1:
+                continue  # the first round copies everything anyway
+            if fresh or not seen.trusted:
+                distrust.append(f"{mount.destination}: {seen.why or 'the agent was restarted'}")
+                continue
+            entries = dirty_manifest(Path(mount.tree), seen, open_files)
+            dirty.append(publish(context, mount, f"round-{number}", entries, everything=False, why=""))
+        if distrust:
+            return {"compare": True, "why": "; ".join(distrust)[:1000], "dirty": ()}
+        return {"dirty": tuple(dirty)}

@@ -1,0 +1,101 @@
+"""Where each data mount of the container arrives on the target. Not an effect: shared by the target's.
+
+A named volume's stage lies beside its ``_data``, a bind's beside the bound path, so that both are on the
+file system of the final place and the tree can take its place by a rename.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from events.errors import PermanentError
+from events.schema import Mount
+from hostd.effects.base import Context
+from hostd.federation import Union
+from hostd.peer import Peer
+from hostd.spec import MIGRATION_LABEL, SOURCE_LABEL
+
+VOLUME_STAGE = "cargo"
+NOT_EMPTY_MARK = ".cargo-arriving"
+"""Docker fills an *empty* volume with what the image has at the mount's place. This keeps it from that; the
+mark lies in the directory that the arriving tree replaces as a whole."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One mount, its place on this host, and its union."""
+
+    mount: Mount
+    union: Union
+
+
+def peer_of_source(context: Context) -> Peer:
+    """The source's sshd, pinned by the host's name."""
+    settings = context.bench.settings
+    return Peer(
+        host=context.view.requested.request.source,
+        address=context.view.source_prepared.address,
+        port=settings.ssh_port,
+        user=settings.ssh_user,
+        identity=settings.ssh_identity,
+        known_hosts=settings.ssh_known_hosts,
+    )
+
+
+def labels(context: Context) -> dict[str, str]:
+    """What marks containers and volumes on this host as this migration's own."""
+    return {
+        MIGRATION_LABEL: context.migration,
+        SOURCE_LABEL: context.view.requested.request.source,
+    }
+
+
+def arrivals(context: Context) -> list[Arrival]:
+    """Every data mount, with its union. Volumes must exist by now."""
+    return [
+        Arrival(mount, _union(context, mount, number))
+        for number, mount in enumerate(context.view.source_prepared.mounts)
+    ]
+
+
+def existing_arrivals(context: Context) -> list[Arrival]:
+    """As ``arrivals``, without volumes that do not exist (any more)."""
+    found = []
+    for number, mount in enumerate(context.view.source_prepared.mounts):
+        if mount.kind == "bind" or context.bench.engine.volume_inspect(mount.name) is not None:
+            found.append(Arrival(mount, _union(context, mount, number)))
+    return found
+
+
+def _union(context: Context, mount: Mount, number: int) -> Union:
+    if mount.kind == "bind":
+        place = bind_place(mount)
+        stage = place.parent / f".cargo-{context.migration}-{number}"
+    else:
+        volume = context.bench.engine.volume_inspect(mount.name)
+        if volume is None:
+            raise PermanentError(f"the volume {mount.name!r} has gone from {context.host}")
+        place = Path(volume["Mountpoint"])
+        stage = place.parent / VOLUME_STAGE
+    return Union(stage, place, single_file=mount.single_file)
+
+
+def bind_place(mount: Mount) -> Path:
+    """The bind's path here, which is the same as on the source. Raises PermanentError for an unsafe one."""
+    place = Path(mount.name)
+    parts = Path(os.path.normpath(mount.name)).parts
+    if not place.is_absolute() or ".." in Path(mount.name).parts or len(parts) < 3:
+        raise PermanentError(f"{mount.name!r} is no place where a bind mount could arrive")
+    return place
+
+
+def our_container(context: Context) -> str | None:
+    """The id of the container that this migration created here, if it exists."""
+    found = context.bench.engine.find_by_label(MIGRATION_LABEL, context.migration)
+    name = context.view.source_prepared.container_name
+    for container in found:
+        if container.name == name:
+            return container.id
+    return None

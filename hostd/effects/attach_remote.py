@@ -1,0 +1,29 @@
+"""Open the read-only view of the source's trees, ahead of the stop, so that the outage need not wait for it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from hostd.effects.arrival import arrivals, existing_arrivals, peer_of_source
+from hostd.effects.base import Context, Effect, Outcome
+
+
+class AttachRemote(Effect):
+    """Nothing is looked up through it before the source has stopped, so nothing stale can be remembered."""
+
+    name: ClassVar[str] = "attach_remote"
+
+    def run(self, context: Context) -> Outcome:
+        peer = peer_of_source(context)
+        for arrival in arrivals(context):
+            context.check_cancelled()
+            if not arrival.mount.single_file and not arrival.union.state().settled:
+                arrival.union.attach_remote(context.bench.transport, peer, arrival.mount.tree)
+        return None
+
+    def undo(self, context: Context) -> Outcome:
+        """Take all of this migration's mounts down."""
+        if "source_prepared" in context.view.facts:
+            for arrival in existing_arrivals(context):
+                arrival.union.unmount_all()
+        return None

@@ -1,0 +1,104 @@
+"""What an effect is, and what it gets to work with.
+
+An effect is one verb. ``run`` observes, acts, observes again and returns the fields that it found for
+the event that ends its step; performing it twice is harmless. ``undo`` is safe when ``run`` never
+happened, or happened by halves.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import structlog
+
+from events.errors import CancelledError, PermanentError
+from hostd.engine import Engine
+from hostd.openfiles import FileKey, OpenFile
+from hostd.plan import View
+from hostd.settings import HostSettings
+from hostd.tracker import Tracker
+from hostd.transport import Transport
+
+Outcome = Mapping[str, Any] | None
+
+
+class TrackingLostError(PermanentError):
+    """The tracker cannot vouch for what changed; another round, comparing everything, mends it."""
+
+
+class ContainerChangedError(PermanentError):
+    """A person or the container itself stopped, removed, renamed or replaced the container."""
+
+
+@dataclass
+class Workbench:
+    """The adapters of this process, shared by all its migrations."""
+
+    settings: HostSettings
+    engine: Engine
+    transport: Transport
+    trackers: dict[tuple[str, str], Tracker] = field(default_factory=dict)
+    """Running change trackers, by migration and mount destination; they die with the process."""
+    open_files: dict[str, dict[FileKey, OpenFile]] = field(default_factory=dict)
+    """What a container held open for writing right before it was stopped, by migration."""
+    manual_stops: dict[str, float] = field(default_factory=dict)
+    """Containers that somebody stopped through Docker, with the monotonic time of it, by container id."""
+    boot: str = ""
+
+
+@dataclass
+class Context:
+    """One step's surroundings."""
+
+    migration: str
+    view: View
+    bench: Workbench
+    cancelled: threading.Event
+    log: structlog.stdlib.BoundLogger
+    progress: Callable[[dict[str, Any]], None] = lambda _fields: None
+    poke_after: float | None = None
+    """Set by an effect that wants its step repeated after so many seconds without another event."""
+
+    @property
+    def host(self) -> str:
+        """This host's name."""
+        return self.bench.settings.name
+
+    @property
+    def directory(self) -> Path:
+        """This migration's private directory on this host."""
+        return self.bench.settings.state_dir / "migrations" / self.migration
+
+    def check_cancelled(self) -> None:
+        """Raise CancelledError when the step is no longer wanted."""
+        if self.cancelled.is_set():
+            raise CancelledError("the step is no longer wanted")
+
+
+class Effect(ABC):
+    """A verb. Subclasses are stateless; what must last is on the host or in the stream."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, context: Context) -> Outcome:
+        """Observe, act, observe. Raises TransientError, PermanentError, RefusedError, CancelledError."""
+
+    def undo(self, context: Context) -> Outcome:
+        """Take back whatever ``run`` may have done. The default suits verbs that leave nothing behind."""
+        return None
+
+
+def stop_evidence(context: Context) -> Path:
+    """The file that says: the container was stopped by this migration, not by anybody else."""
+    return context.directory / "stopping"
+
+
+def stop_intended(context: Context) -> bool:
+    """Whether the source's stop has been begun for this migration."""
+    return stop_evidence(context).exists()

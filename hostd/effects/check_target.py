@@ -1,0 +1,75 @@
+"""Can this host take the container? Every reason against it is found before anything is created."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from events.errors import RefusedError
+from hostd.effects.arrival import bind_place, labels, our_container
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.fetch_spec import load_spec
+from hostd.inventory import port_problems
+from hostd.spec_rules import target_problems
+
+SPACE_MARGIN = 1.1
+"""Beyond the data itself: blocks, directories, old versions kept as delta basis during the fill."""
+
+
+class CheckTarget(Effect):
+    """Raises RefusedError with all reasons."""
+
+    name: ClassVar[str] = "check_target"
+
+    def run(self, context: Context) -> Outcome:
+        engine = context.bench.engine
+        prepared = context.view.source_prepared
+        spec = load_spec(context)
+        info = engine.info()
+        reasons = target_problems(
+            spec,
+            networks=engine.networks(),
+            runtimes=info.runtimes,
+            architecture=info.architecture,
+            device_exists=lambda path: Path(path).exists(),
+        )
+        inspected = engine.inspect(prepared.container_name)
+        if inspected is not None and our_container(context) is None:
+            reasons.append(f"there is a container {prepared.container_name!r} on {context.host} already")
+        reasons += port_problems(engine, prepared.ports)
+        reasons += _volume_problems(context)
+        reasons += _space_problems(context)
+        if reasons:
+            raise RefusedError(reasons)
+        return None
+
+
+def _volume_problems(context: Context) -> list[str]:
+    reasons = []
+    for mount in context.view.source_prepared.mounts:
+        if mount.kind == "bind":
+            bind_place(mount)
+            continue
+        volume = context.bench.engine.volume_inspect(mount.name)
+        if volume is None:
+            continue
+        theirs = volume.get("Labels") or {}
+        if any(theirs.get(key) != value for key, value in labels(context).items()):
+            reasons.append(
+                f"there is a volume {mount.name!r} on {context.host} already; "
+                "it may hold somebody's data, so remove or rename it first"
+            )
+    return reasons
+
+
+def _space_problems(context: Context) -> list[str]:
+    free = context.bench.engine.disk_free()
+    mounts = context.view.source_prepared.mounts
+    needed = int(sum(mount.size_bytes for mount in mounts) * SPACE_MARGIN)
+    files = int(sum(mount.files for mount in mounts) * SPACE_MARGIN)
+    reasons = []
+    if needed > free.free_bytes:
+        reasons.append(f"{context.host} has {free.free_bytes} bytes free, the data needs {needed}")
+    if free.free_inodes and files > free.free_inodes:
+        reasons.append(f"{context.host} has {free.free_inodes} inodes free, the data needs {files}")
+    return reasons

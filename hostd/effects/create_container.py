@@ -1,0 +1,33 @@
+"""Create the container on the target, disarmed and not started."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from events.errors import PermanentError
+from hostd.effects.arrival import labels, our_container
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.fetch_spec import load_spec
+
+
+class CreateContainer(Effect):
+    """The agent supervises it while it stands on a union, so its restart policy here is ``no``."""
+
+    name: ClassVar[str] = "create_container"
+
+    def run(self, context: Context) -> Outcome:
+        spec = load_spec(context)
+        container_id = context.bench.engine.create(spec.name, spec, labels=labels(context), restart_policy="no")
+        return {"container_id": container_id}
+
+    def undo(self, context: Context) -> Outcome:
+        """Remove the container; it has never run."""
+        if "source_prepared" not in context.view.facts:
+            return None
+        container_id = our_container(context)
+        if container_id is None:
+            return None
+        if "target_claimed" in context.view.facts:
+            raise PermanentError("the container was claimed for this host; it is not removed by an abort")
+        context.bench.engine.remove(container_id)
+        return None

@@ -1,0 +1,60 @@
+"""Turn the union into a plain volume, and give the container back to Docker with its own restart policy."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from events.schema import FinaliseOrdered
+from hostd.effects.arrival import Arrival, arrivals, our_container
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.verification import keep_evidence
+
+LOOK_AGAIN_SECONDS = 30.0
+
+
+class FoldUnion(Effect):
+    """At the container's next stop, or now when a person ordered it; at once when nothing needs folding.
+
+    Returns nothing while it has to wait, so that no event says it was done.
+    """
+
+    name: ClassVar[str] = "fold_union"
+
+    def run(self, context: Context) -> Outcome:
+        here = arrivals(context)
+        federated = [arrival for arrival in here if not arrival.union.state().settled]
+        container_id = our_container(context)
+        outage = 0.0
+        if federated:
+            running = container_id is not None and context.bench.engine.pid(container_id) is not None
+            if running and not _ordered(context):
+                context.poke_after = LOOK_AGAIN_SECONDS
+                return None
+            began = time.monotonic()
+            if running:
+                assert container_id is not None
+                context.bench.engine.stop(container_id)
+            for arrival in federated:
+                _fold(arrival)
+            if running:
+                assert container_id is not None
+                context.bench.engine.start(container_id)
+                outage = time.monotonic() - began
+        for arrival in here:
+            keep_evidence(arrival.union, context.directory)
+            arrival.union.remove()
+        if container_id is not None:
+            prepared = context.view.source_prepared
+            context.bench.engine.set_restart_policy(container_id, prepared.restart_policy, prepared.restart_max_retries)
+        return {"outage_seconds": round(outage, 3)}
+
+
+def _ordered(context: Context) -> bool:
+    order = context.view.facts.get("finalise_ordered")
+    return isinstance(order, FinaliseOrdered) and order.stop_now
+
+
+def _fold(arrival: Arrival) -> None:
+    arrival.union.unmount_all()
+    arrival.union.fold()

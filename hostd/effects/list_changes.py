@@ -1,0 +1,49 @@
+"""Rolling back: list the target's trees, marking what the container changed since the cut-over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from events.schema import DirtyManifest, RollbackOrdered
+from hostd.effects.arrival import Arrival, arrivals
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.manifest import Entry, write_manifest
+from hostd.verification import changed_entries
+
+
+class ListChanges(Effect):
+    """The whole tree by name and metadata; contents only where the inode changed after the mount."""
+
+    name: ClassVar[str] = "list_changes"
+
+    def run(self, context: Context) -> Outcome:
+        order = context.view.facts["rollback_ordered"]
+        assert isinstance(order, RollbackOrdered)
+        if order.discard_target_writes:
+            return {"trees": ()}
+        context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return {
+            "trees": tuple(self._list(context, arrival, number) for number, arrival in enumerate(arrivals(context)))
+        }
+
+    @staticmethod
+    def _list(context: Context, arrival: Arrival, number: int) -> DirtyManifest:
+        files = size_bytes = 0
+
+        def counted() -> Iterator[Entry]:
+            nonlocal files, size_bytes
+            for entry in changed_entries(arrival.union, context.directory):
+                context.check_cancelled()
+                files += entry.stale
+                size_bytes += entry.size if entry.stale else 0
+                yield entry
+
+        reference = write_manifest(context.directory / f"changes-{number}.manifest", counted())
+        return DirtyManifest(
+            destination=arrival.mount.destination,
+            manifest=reference,
+            stale_files=files,
+            stale_bytes=size_bytes,
+            everything=True,
+        )

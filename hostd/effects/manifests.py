@@ -1,0 +1,60 @@
+"""Read the manifests that the source published. Not an effect: shared by the target's.
+
+A manifest is another host's word: size and digest must be those of the event, and every record is
+validated when it is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from events.errors import PermanentError
+from events.schema import DirtyManifest, FileRef
+from hostd.effects.arrival import peer_of_source
+from hostd.effects.base import Context
+from hostd.manifest import Entry, decode_manifest, read_manifest
+from hostd.peer import Peer
+
+MAX_INLINE_BYTES = 4 * 1024 * 1024
+"""Of an inline manifest once unpacked: the source does not inline larger ones."""
+
+
+def entries_of(context: Context, dirty: DirtyManifest) -> Iterator[Entry]:
+    """The entries of a dirty manifest, taken from the event itself when they are in it."""
+    if dirty.inline:
+        return decode_manifest(_unpacked(dirty))
+    return read_manifest(fetched(context, dirty.manifest))
+
+
+def fetched(context: Context, reference: FileRef) -> Path:
+    """The source's file that ``reference`` names, brought here if it is not here yet."""
+    return fetched_from(context, peer_of_source(context), reference)
+
+
+def fetched_from(context: Context, peer: Peer, reference: FileRef) -> Path:
+    """The file of ``peer`` that ``reference`` names, brought here if it is not here yet."""
+    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = context.directory / f"{reference.sha256}.manifest"
+    if not file.exists():
+        context.bench.transport.fetch(peer, reference, file, cancelled=context.cancelled)
+    return file
+
+
+def _unpacked(dirty: DirtyManifest) -> bytes:
+    try:
+        unpacker = zlib.decompressobj()
+        raw = unpacker.decompress(base64.b64decode(dirty.inline, validate=True), MAX_INLINE_BYTES)
+    except (zlib.error, binascii.Error, ValueError) as error:
+        raise PermanentError(f"the list of changes of {dirty.destination} cannot be unpacked") from error
+    if (
+        unpacker.unconsumed_tail
+        or len(raw) != dirty.manifest.size_bytes
+        or hashlib.sha256(raw).hexdigest() != dirty.manifest.sha256
+    ):
+        raise PermanentError(f"the list of changes of {dirty.destination} is not what the event says it is")
+    return raw

@@ -1,0 +1,38 @@
+"""Put each tree into its place: on the union where contents are missing, plain where nothing is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from hostd.effects.arrival import arrivals, existing_arrivals
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.verification import mark_mount
+
+
+class MountUnion(Effect):
+    """Only after the source has stopped: what a union shows as its lower layer must never change."""
+
+    name: ClassVar[str] = "mount_union"
+
+    def run(self, context: Context) -> Outcome:
+        for arrival in arrivals(context):
+            union = arrival.union
+            state = union.state()
+            if state.settled:
+                continue
+            if not state.placed:
+                mark_mount(union)
+            if not state.placed and not union.fill_list():
+                union.unmount_all()
+                union.place_plain()
+                continue
+            union.mount_lower()
+            union.mount_merged()
+        return None
+
+    def undo(self, context: Context) -> Outcome:
+        """Take the unions down. No data is touched."""
+        if "source_prepared" in context.view.facts:
+            for arrival in existing_arrivals(context):
+                arrival.union.unmount_all()
+        return None

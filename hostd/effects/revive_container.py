@@ -1,0 +1,35 @@
+"""Rolling back: the container runs on the source again, as it was: name, restart policy, ports, networks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+from events.errors import PermanentError
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.carry_back import CARRY_STAGE
+
+
+class ReviveContainer(Effect):
+    """Only after ``carried_back``, which cannot precede ``target_stopped`` or a person's word."""
+
+    name: ClassVar[str] = "revive_container"
+
+    def run(self, context: Context) -> Outcome:
+        prepared = context.view.source_prepared
+        engine = context.bench.engine
+        if engine.inspect(prepared.container_id) is None:
+            raise PermanentError(
+                f"the container {prepared.container_name!r} that was kept on {context.host} is gone; its data is "
+                "here, so create it by hand"
+            )
+        engine.rename(prepared.container_id, prepared.container_name)
+        engine.start(prepared.container_id)
+        engine.set_restart_policy(prepared.container_id, prepared.restart_policy, prepared.restart_max_retries)
+        for mount in prepared.mounts:
+            stage = Path(mount.tree).parent / f"{CARRY_STAGE}-{context.migration}"
+            if stage.exists():
+                shutil.rmtree(stage)
+        shutil.rmtree(context.directory, ignore_errors=True)
+        return {"running": True}

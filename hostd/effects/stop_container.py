@@ -1,0 +1,74 @@
+"""Stop the container on the source."""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+import msgspec
+
+from events.errors import PermanentError
+from hostd.effects.base import Context, Effect, Outcome, stop_evidence, stop_intended
+from hostd.openfiles import writable_files
+
+
+class StopContainer(Effect):
+    """Looks at what the container holds open, notes the intention, stops.
+
+    The open files are kept beside the trackers, because after the stop nobody can ask the processes any
+    more which files they had mapped.
+    """
+
+    name: ClassVar[str] = "stop_container"
+
+    def run(self, context: Context) -> Outcome:
+        prepared = context.view.source_prepared
+        engine = context.bench.engine
+        if not stop_intended(context):
+            pid = engine.pid(prepared.container_id)
+            context.bench.open_files[context.migration] = writable_files(pid) if pid else {}
+            _note_intention(context)
+        result = engine.stop(prepared.container_id, context.view.requested.request.stop_timeout_seconds)
+        _check_disarmed(context)
+        return {
+            "exit_code": result.exit_code,
+            "unclean": result.unclean,
+            "stopped_at": result.finished_at,
+        }
+
+    def undo(self, context: Context) -> Outcome:
+        """Start the container again, if it was stopped for this migration."""
+        context.bench.open_files.pop(context.migration, None)
+        if "source_prepared" not in context.view.facts:
+            return {"running": True, "note": "never touched"}
+        prepared = context.view.source_prepared
+        engine = context.bench.engine
+        inspected = engine.inspect(prepared.container_id)
+        if inspected is None:
+            return {"running": False, "note": "the container was removed by somebody else meanwhile"}
+        if inspected["State"]["Running"]:
+            return {"running": True, "note": "never stopped" if not stop_intended(context) else ""}
+        if not stop_intended(context):
+            return {"running": False, "note": "left stopped: not this migration had stopped it"}
+        engine.start(prepared.container_id)
+        return {"running": True}
+
+
+def _note_intention(context: Context) -> None:
+    """Evidence, on disk before the act, that it is us who stopped the container."""
+    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with stop_evidence(context).open("wb") as file:
+        file.write(msgspec.json.encode({"seq": context.view.seq}))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_disarmed(context: Context) -> None:
+    prepared = context.view.source_prepared
+    inspected = context.bench.engine.inspect(prepared.container_id)
+    policy = ((inspected or {}).get("HostConfig") or {}).get("RestartPolicy") or {}
+    if policy.get("Name") not in ("no", ""):
+        raise PermanentError(
+            f"the container {prepared.container_name!r} has the restart policy {policy.get('Name')!r} again, "
+            "although it was set to 'no': something else manages it"
+        )

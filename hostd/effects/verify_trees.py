@@ -1,0 +1,50 @@
+"""Compare everything that arrived with the frozen source, by digest."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from events.errors import PermanentError
+from events.schema import SourceDigested
+from hostd.effects.arrival import arrivals
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.manifests import fetched
+from hostd.manifest import read_manifest, tree_digest
+from hostd.verification import verify
+
+MAX_NAMED = 20
+
+
+class VerifyTrees(Effect):
+    """Any entry that differs, and that the container has not changed itself, ends in a hold: both copies stay."""
+
+    name: ClassVar[str] = "verify_trees"
+
+    def run(self, context: Context) -> Outcome:
+        digested = context.view.facts["source_digested"]
+        assert isinstance(digested, SourceDigested)
+        trees = {tree.destination: tree for tree in digested.trees}
+        files = size_bytes = changed = 0
+        digests = {}
+        for arrival in arrivals(context):
+            destination = arrival.mount.destination
+            if destination not in trees:
+                raise PermanentError(f"the source published no digests of {destination}")
+            manifest = fetched(context, trees[destination].manifest)
+            found = verify(manifest, arrival.union, check=context.check_cancelled)
+            if found.differences:
+                named = "; ".join(difference.words for difference in found.differences[:MAX_NAMED])
+                raise PermanentError(
+                    f"{destination} differs from the frozen source in {found.difference_count} places: {named}. "
+                    "Both copies are kept; the container goes on with what it has"
+                )
+            files += found.files
+            size_bytes += found.size_bytes
+            changed += found.changed
+            digests[destination] = tree_digest(read_manifest(manifest))
+        return {
+            "files": files,
+            "size_bytes": size_bytes,
+            "changed_by_container": changed,
+            "digests": digests,
+        }

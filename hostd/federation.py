@@ -1,0 +1,476 @@
+"""The union: what one data mount of the container stands on while its contents are still arriving.
+
+Per mount, in a stage directory on the file system of the final place::
+
+    upper/tree  what the pre-copy rounds brought, then every write made since      work     overlay's own
+    replica     what the background fill brings                                    basis    old versions
+    incoming, partial, spare   things in the making                                remote   sshfs of the source
+    lower       mergerfs(replica : remote)                                         merged   overlay(upper over lower)
+
+and ``merged/tree`` is bound onto the place that Docker binds into the container. ``upper/tree`` is opaque, so
+every directory the container sees is local; only placeholders (``hostd/placement.py``) read from ``lower``,
+where a file's contents move from ``remote`` to ``replica`` without changing name, size or inode number.
+
+What it must never do: change a layer of a mounted union, mount one upper twice, unmount lazily, or delete
+anything that is or may be the only copy of the container's data. Every verb looks first, acts, and looks again.
+
+Flow: ``create`` (prepare) → rsync into ``upper_tree`` (rounds) → ``attach_remote`` → source stops → ``apply`` →
+``mount_lower`` → ``mount_merged`` → container starts → rsync of ``fill_list`` into ``replica`` → ``detach_remote``
+→ at the end ``unmount_all``, ``fold``, ``remove``. With nothing stale: ``apply``, ``place_plain``, ``remove``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from events.errors import PermanentError, RefusedError, TransientError
+from hostd import mounts, placement
+from hostd.beneath import Beneath, empty_directory, remove_tree
+from hostd.fold import fold_tree, swap_into_place, swapped, write_durably
+from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, Placeholder
+from hostd.process import run
+from hostd.transport import Peer, Transport, sync_filesystem
+
+if TYPE_CHECKING:
+    from hostd.manifest import Entry
+
+OVERLAY_OPTIONS = "lowerdir=lower,upperdir=upper,workdir=work,metacopy=on,redirect_dir=on,index=off,xino=off"
+"""Explicit, whatever the distribution's defaults (O8). Relative, because a stage's path may hold any character."""
+MERGERFS_OPTIONS = (
+    "category.search=ff,inodecalc=path-hash,use_ino,allow_other,xattr=nosys,threads=16,"
+    # The view never changes once the source is frozen: what is known of a file stays true to the end.
+    "cache.files=full,cache.attr=86400,cache.entry=86400"
+)
+MERGERFS_TIMEOUT_SECONDS = 30
+PROCESS_END_SECONDS = 5.0
+MAX_NAMED = 10
+_DIRECTORIES = (
+    "upper",
+    "work",
+    "replica",
+    "incoming",
+    "partial",
+    "basis",
+    "spare",
+    "remote",
+    "lower",
+    "merged",
+)
+
+
+class _Created(msgspec.Struct, frozen=True, array_like=True):
+    made_place: bool
+
+
+class _Record(msgspec.Struct, frozen=True, array_like=True):
+    path: bytes
+    size: int
+    handle_type: int
+    handle: bytes
+
+
+@dataclass(frozen=True)
+class UnionState:
+    """What is there now, by observation."""
+
+    created: bool
+    remote: bool
+    """The source's tree is mounted (alive or not)."""
+    lower: bool
+    merged: bool
+    placed: bool
+    """The union is bound onto the final place."""
+    settled: bool
+    """The tree lies at its final place as a plain directory or file."""
+
+
+class Union:
+    """One data mount on the target. Not for several threads at once, except ``fill_list`` and ``state``."""
+
+    def __init__(self, stage: Path, place: Path, *, single_file: bool = False) -> None:
+        """``stage`` is this mount's own directory, on the file system of ``place``, where Docker will look.
+
+        ``single_file``: the mount is one file. Then there is no union, only ``upper_tree``, ``apply`` (metadata)
+        and ``place_plain``; the caller pulls the contents again in the stop window.
+        """
+        self.stage = stage.absolute()
+        self.place = place.absolute()
+        self.single_file = single_file
+        identity = hashlib.sha256(os.fsencode(self.stage)).hexdigest()[:16]
+        self._overlay_name = f"cargo-union-{identity}"
+        self._lower_name = f"cargo-lower-{identity}"
+
+    @property
+    def upper_tree(self) -> Path:
+        """Where the pre-copy rounds put the tree (or the file)."""
+        return self.stage / "upper" / "tree"
+
+    @property
+    def replica(self) -> Path:
+        """Where the fill puts contents, by atomic rename only."""
+        return self.stage / "replica"
+
+    @property
+    def incoming(self) -> Path:
+        """rsync's --temp-dir."""
+        return self.stage / "incoming"
+
+    @property
+    def partial(self) -> Path:
+        """rsync's --partial-dir."""
+        return self.stage / "partial"
+
+    @property
+    def basis(self) -> Path:
+        """Old versions of stale files: give it to the fill as ``basis`` together with ``reread``."""
+        return self.stage / "basis"
+
+    @property
+    def remote(self) -> Path:
+        """Mount point of the source's tree."""
+        return self.stage / "remote"
+
+    @property
+    def _placeholders_file(self) -> Path:
+        return self.stage / "placeholders"
+
+    @property
+    def _swap_journal(self) -> Path:
+        return self.stage / "swap.journal"
+
+    # --- before the cut-over -------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make the stage directory, and find out whether this kernel and file system can carry a union.
+
+        Creates the place too, empty, if it does not exist. Raises RefusedError with every reason.
+        """
+        made_place = False
+        if not self.place.exists() and not self.place.is_symlink():
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            self.place.touch(mode=0o600) if self.single_file else self.place.mkdir(mode=0o700)
+            made_place = True
+        marker = self.stage / "created"
+        if not marker.exists():
+            self._require_suitable_place()
+            self.stage.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(marker, msgspec.msgpack.encode(_Created(made_place)))
+        self._require_suitable_stage()
+        for name in _DIRECTORIES:
+            directory = self.stage / name
+            if not mounts.is_mounted(directory):
+                directory.mkdir(mode=0o700, exist_ok=True)
+        if not self.single_file:
+            self.upper_tree.mkdir(mode=0o700, exist_ok=True)
+            self._mark_opaque()
+            if not mounts.is_mounted(self.stage / "merged"):
+                self._try_overlay()
+
+    def attach_remote(self, transport: Transport, peer: Peer, tree: bytes | str) -> None:
+        """Show the source's tree below the stage. May run before the source stops: nothing of it is remembered."""
+        if self.single_file:
+            raise PermanentError(f"{self.place} is a single file; there is no union to attach a remote view to")
+        transport.mount_remote(peer, tree, self.remote)
+
+    def apply(self, entries: Iterable[Entry], *, everything: bool = False) -> Applied:
+        """Apply the dirty manifest to ``upper_tree`` (``placement.apply``), durably; harmless when repeated.
+
+        Raises PermanentError while the union is mounted: then the tree belongs to the container.
+        """
+        self._require_unmounted("the dirty manifest cannot be applied")
+        applied = placement.apply(
+            self.upper_tree, self.basis, entries, everything=everything, spare=self.stage / "spare"
+        )
+        records = [_Record(p.path, p.size, p.handle_type, p.handle) for p in applied.placeholders]
+        write_durably(self._placeholders_file, msgspec.msgpack.encode(records))
+        sync_filesystem(self.stage)
+        return applied
+
+    # --- mounting ------------------------------------------------------------------------------
+
+    def mount_lower(self) -> None:
+        """Mount mergerfs over replica and remote. Only once the source is frozen: from here on it is cached."""
+        lower = self.stage / "lower"
+        record = mounts.mount_at(lower)
+        if record is not None and record.kind == "fuse.mergerfs" and _answers(lower):
+            return
+        if record is not None:
+            mounts.unmount(lower)
+        command = [
+            "mergerfs",
+            "-o",
+            f"{MERGERFS_OPTIONS},fsname={self._lower_name}",
+            "replica=RO:remote=RO",
+            "lower",
+        ]
+        done = run(command, timeout_seconds=MERGERFS_TIMEOUT_SECONDS, working_directory=self.stage)
+        if done is None:
+            raise TransientError(f"mergerfs did not come up on {lower}")
+        if done.returncode != 0 or not mounts.is_mounted(lower):
+            words = done.stderr.decode("utf-8", "replace").strip()
+            raise PermanentError(f"mergerfs could not be mounted on {lower}: {words or 'no reason given'}")
+
+    def mount_merged(self) -> None:
+        """Mount the overlay and bind it onto the place. The container may start afterwards.
+
+        Raises RefusedError, in words, when the kernel or the file system cannot carry it.
+        """
+        merged = self.stage / "merged"
+        if not mounts.is_mounted(merged):
+            if mounts.mount_at(self.stage / "lower") is None:
+                raise PermanentError(f"the lower layer of {self.place} is not mounted; mount it first")
+            self._require_unmounted("it cannot be mounted a second time", lower_too=False)
+            self._mark_opaque()
+            try:
+                mounts.mount("overlay", self._overlay_name, "merged", OVERLAY_OPTIONS, working_directory=self.stage)
+            except PermanentError as error:
+                raise RefusedError([f"this host cannot mount the union for {self.place}: {error}"]) from error
+        record = mounts.mount_at(merged)
+        if record is None or b"metacopy=on" not in record.options.split(b","):
+            mounts.unmount(merged)
+            raise RefusedError(
+                ["the kernel mounted the union without metacopy, so files would appear empty; it was unmounted again"]
+            )
+        over = mounts.mount_at(self.place)
+        if over is not None and over.source != self._overlay_name.encode():
+            raise PermanentError(f"something else is mounted on {self.place}: {os.fsdecode(over.source)}")
+        if over is None:
+            mounts.bind(merged / "tree", self.place)
+
+    def state(self) -> UnionState:
+        """Look. Never touches the inside of a mount."""
+        over = mounts.mount_at(self.place)
+        return UnionState(
+            created=(self.stage / "created").exists(),
+            remote=mounts.is_mounted(self.remote),
+            lower=mounts.is_mounted(self.stage / "lower"),
+            merged=mounts.is_mounted(self.stage / "merged"),
+            placed=over is not None and over.source == self._overlay_name.encode(),
+            settled=over is None and swapped(self.place, self._swap_journal),
+        )
+
+    # --- fill ----------------------------------------------------------------------------------
+
+    def fill_list(self) -> list[bytes]:
+        """Paths, relative to the source's tree, of contents that are still needed and not in the replica.
+
+        Exact while the container works: a file it has overwritten or removed is no longer listed, one that it
+        has renamed or linked is.
+        """
+        needed = []
+        with Beneath(self.replica) as contents:
+            for holder in self._placeholders():
+                found = contents.stat(holder.path)
+                if found is not None and stat.S_ISREG(found.st_mode) and found.st_size == holder.size:
+                    continue
+                if placement.still_placeholder(contents.root, holder):
+                    needed.append(holder.path)
+        return needed
+
+    def replica_complete(self) -> bool:
+        """Whether everything the container can see has its contents on this host."""
+        return not self.fill_list()
+
+    def detach_remote(self) -> None:
+        """Unmount the source's tree under the running union. The container notices nothing.
+
+        Raises PermanentError while contents are missing, TransientError while files that were opened before
+        their contents arrived are still open.
+        """
+        if not mounts.is_mounted(self.remote):
+            return
+        if missing := self.fill_list():
+            raise PermanentError(
+                f"{len(missing)} files of {self.place} still have their contents on the source, for example "
+                f"{missing[0]!r}. The link stays; let the fill finish."
+            )
+        remote = mounts.resolved(self.remote)
+        held = [path for pid in self._mergerfs() for path in mounts.open_below(pid, remote)]
+        if held:
+            named = ", ".join(repr(path) for path in held[:MAX_NAMED])
+            raise TransientError(
+                f"the container still reads {len(held)} files that it opened before their contents arrived: {named}. "
+                "The link to the source stays until it closes them; a restart of the container does that."
+            )
+        Transport.unmount_remote(self.remote)
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def unmount_all(self) -> None:
+        """Take the union down, in order; harmless when it is down. No data is touched.
+
+        Raises TransientError while somebody, for example the container in its own namespace, still uses it.
+        """
+        over = mounts.mount_at(self.place)
+        own = self._overlay_name.encode()
+        if over is not None and over.source == own:
+            self._refuse_if_held({mounts.resolved(self.place), mounts.resolved(self.stage / "merged")})
+            mounts.unmount(self.place)
+        mounts.unmount(self.stage / "merged")
+        self._refuse_if_held(set())
+        processes = self._mergerfs()
+        mounts.unmount(self.stage / "lower")
+        if alive := mounts.wait_until_gone(processes, timeout_seconds=PROCESS_END_SECONDS):
+            raise TransientError(f"mergerfs (pid {alive[0]}) still serves the union of {self.place} to somebody")
+        Transport.unmount_remote(self.remote)
+
+    def fold(self) -> None:
+        """With everything unmounted: make the tree plain and swap it into its place. Harmless when repeated.
+
+        Raises PermanentError, with nothing changed, when contents are missing.
+        """
+        self._require_unmounted("it cannot be folded")
+        if not swapped(self.place, self._swap_journal) and not self.single_file:
+            if self._swap_journal.exists() and not self.upper_tree.exists():
+                raise PermanentError(f"the tree of {self.place} has gone from {self.upper_tree}; look there first")
+            fold_tree(self.upper_tree, self.replica, self.stage / "spare", self.stage / "fold.journal")
+        swap_into_place(self.upper_tree, self.place, self._swap_journal)
+
+    def place_plain(self) -> None:
+        """Nothing is stale: swap the tree into its place without any union. Harmless when repeated.
+
+        Raises PermanentError when contents of files are still elsewhere.
+        """
+        if not swapped(self.place, self._swap_journal) and self._placeholders():
+            raise PermanentError(f"files of {self.place} have their contents on the source: it needs the union")
+        self.fold()
+
+    def remove(self, *, abandon: bool = False, place_too: bool = False) -> None:
+        """Delete the stage. Refused while anything is mounted below it, or while it holds the only data.
+
+        ``abandon``: the data in it is not wanted (an abort). ``place_too``: also delete the place, if ``create``
+        made it and it is still empty.
+        """
+        if not self.stage.exists():
+            return
+        self._require_unmounted("its stage cannot be deleted")
+        if below := mounts.mounts_below(self.stage):
+            raise PermanentError(f"{os.fsdecode(below[0].point)} is still mounted; {self.stage} was not deleted")
+        settled = swapped(self.place, self._swap_journal)
+        if not settled and not abandon and (self.stage / "created").exists():
+            raise PermanentError(f"{self.stage} holds the data of {self.place}, which has not been folded yet")
+        marker = self.stage / "created"
+        made = marker.exists() and msgspec.msgpack.decode(marker.read_bytes(), type=_Created).made_place
+        if place_too and made and not settled:
+            self._remove_empty_place()
+        try:
+            with Beneath(self.stage) as inside:
+                for name in (*_DIRECTORIES, "trash"):
+                    remove_tree(inside.root, name.encode(), self.stage / "trash")
+                empty_directory(inside.root)
+            self.stage.rmdir()
+        except OSError as error:
+            raise PermanentError(f"{self.stage} could not be deleted completely: {error}") from error
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def _placeholders(self) -> list[Placeholder]:
+        if not self._placeholders_file.exists():
+            return []
+        records = msgspec.msgpack.decode(self._placeholders_file.read_bytes(), type=list[_Record])
+        return [Placeholder(r.path, r.size, r.handle_type, r.handle) for r in records]
+
+    def _mergerfs(self) -> list[int]:
+        return mounts.processes_with_argument(f"fsname={self._lower_name}".encode(), program=b"mergerfs")
+
+    def _mark_opaque(self) -> None:
+        os.setxattr(self.upper_tree, OPAQUE, b"y", follow_symlinks=False)
+
+    def _refuse_if_held(self, copies: set[bytes]) -> None:
+        """Somebody in another mount namespace has the union mounted, other than as a copy of ours."""
+        for pid, record in mounts.mounted_elsewhere(self._overlay_name.encode()):
+            if record.point not in copies:
+                raise TransientError(
+                    f"the union of {self.place} is still in use at {os.fsdecode(record.point)} by pid {pid} "
+                    f"({mounts.process_name(pid)}); stop the container first. Nothing was lost."
+                )
+
+    def _require_unmounted(self, consequence: str, *, lower_too: bool = True) -> None:
+        points = [self.place, self.stage / "merged"] + ([self.stage / "lower"] if lower_too else [])
+        for point in points:
+            record = mounts.mount_at(point)
+            if record is not None:
+                raise PermanentError(f"{point} is still mounted ({os.fsdecode(record.source)}), so {consequence}")
+        self._refuse_if_held(set())
+
+    def _require_suitable_place(self) -> None:
+        reasons = []
+        kind = "file" if self.single_file else "directory"
+        if self.place.is_symlink() or self.place.is_file() != self.single_file:
+            reasons.append(f"{self.place} is not a plain {kind}")
+        elif (not self.single_file and any(self.place.iterdir())) or (
+            self.single_file and self.place.stat().st_size > 0
+        ):
+            reasons.append(f"{self.place} is not empty; the data that lies there is left alone")
+        if mounts.is_mounted(self.place):
+            reasons.append(f"{self.place} is a mount point, so nothing can be swapped into its place")
+        if reasons:
+            raise RefusedError(reasons)
+
+    def _require_suitable_stage(self) -> None:
+        reasons = [f"{tool} is not installed" for tool in ("sshfs", "mergerfs", "rsync") if not shutil.which(tool)]
+        over = mounts.mount_at(self.place)
+        if over is None and self.stage.lstat().st_dev != self.place.lstat().st_dev:
+            reasons.append(f"{self.stage} and {self.place} are on different file systems")
+        if reasons:
+            raise RefusedError(reasons)
+
+    def _try_overlay(self) -> None:
+        """D20: mount a tiny union on this very file system and read a placeholder through it."""
+        trial = self.stage / "trial"
+        mounts.unmount(trial / "merged")
+        with Beneath(self.stage) as inside:
+            remove_tree(inside.root, b"trial", self.stage / "trash")
+        for name in ("lower", "upper/tree", "work", "merged"):
+            (trial / name).mkdir(parents=True)
+        (trial / "lower" / "contents").write_bytes(b"here")
+        holder = trial / "upper" / "tree" / "holder"
+        holder.touch()
+        try:
+            os.truncate(holder, 4)
+            os.setxattr(trial / "upper" / "tree", OPAQUE, b"y")
+            os.setxattr(holder, METACOPY, b"")
+            os.setxattr(holder, REDIRECT, b"/contents")
+            mounts.mount("overlay", self._overlay_name, "merged", OVERLAY_OPTIONS, working_directory=trial)
+            seen = (trial / "merged" / "tree" / "holder").read_bytes()
+        except (OSError, PermanentError) as error:
+            why = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+            hint = " (no trusted xattrs)" if isinstance(error, OSError) and error.errno == errno.ENOTSUP else ""
+            raise RefusedError([f"the file system of {self.place} cannot carry a union{hint}: {why}"]) from error
+        finally:
+            mounts.unmount(trial / "merged")
+            with Beneath(self.stage) as inside:
+                remove_tree(inside.root, b"trial", self.stage / "trash")
+        if seen != b"here":
+            raise RefusedError(["this kernel's overlayfs does not read a file's contents from below (metacopy)"])
+
+    def _remove_empty_place(self) -> None:
+        try:
+            if not self.single_file:
+                self.place.rmdir()
+            elif self.place.stat().st_size == 0:
+                self.place.unlink()
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+                raise PermanentError(f"{self.place} could not be removed: {error.strerror}") from error
+
+
+def fold_placeholders(tree: Path, contents: Path, stage: Path) -> None:
+    """Give every placeholder of ``tree`` its data from ``contents``, by renames. Harmless when repeated."""
+    fold_tree(tree, contents, stage / "spare", stage / "fold.journal")
+
+
+def _answers(mountpoint: Path) -> bool:
+    """Whether a FUSE mount is served. Asked in a child, because a dead one hangs whoever looks."""
+    done = run(["stat", "--", str(mountpoint)], timeout_seconds=PROCESS_END_SECONDS)
+    return done is not None and done.returncode == 0

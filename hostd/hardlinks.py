@@ -1,0 +1,207 @@
+"""Which names of a tree are the same file.
+
+inotify tells the one name through which a file was changed; the change is visible under all its other names too.
+So the index knows every name of every file that has several. What it must never do: keep the names of ordinary
+files (there may be ten million), or be believed without a look: a name in it is a hint until its inode was compared.
+
+Flow: ``hostd/watching.py`` fills it while it puts a whole tree under watch, each dirty set keeps it current, and
+``hostd/dirty.py`` asks it for the other names of what changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Collection, Generator, Mapping, MutableMapping
+from contextlib import closing
+
+from hostd.beneath import open_beneath
+
+NAME = 1
+"""The path was made, removed, moved or replaced: whatever is there now is new, with all that is in it."""
+CONTENT = 2
+"""The regular file there was written to."""
+METADATA = 4
+"""Owner, mode, times, attributes or number of links changed."""
+CLOSED = 8
+"""A descriptor that could have written was closed. Alone, it may mean a write through a mapping, or nothing."""
+FOLDER = 16
+"""With NAME: it concerned a directory, so all names below it may lead elsewhere now."""
+GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ELOOP, errno.EXDEV})
+"""What says that a path is not in the tree: a part is missing, no directory, a symlink, or a mount point."""
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def look(root: int, path: bytes) -> os.stat_result | None:
+    """``lstat`` of a path beneath the descriptor ``root``; None when nothing of this tree is there."""
+    try:
+        handle = open_beneath(root, path, _LOOK)
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise
+    try:
+        return os.fstat(handle)
+    finally:
+        os.close(handle)
+
+
+def names_below(root: int, start: bytes = b"") -> Generator[tuple[bytes, os.DirEntry[bytes]], None, None]:
+    """Every path below ``start``, in no order, mount points not entered. What vanishes meanwhile is left out.
+
+    A yielded ``DirEntry`` can be asked for its status only until the next one.
+    """
+    waiting = [start]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            handle = open_beneath(root, folder)
+        except OSError as error:
+            if error.errno in GONE:
+                continue
+            raise
+        try:
+            with os.scandir(b"/proc/self/fd/%d" % handle) as entries:
+                for entry in entries:
+                    path = folder + b"/" + entry.name if folder else entry.name
+                    yield path, entry
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(path)
+        finally:
+            os.close(handle)
+
+
+def _is_below(path: bytes, folders: Collection[bytes]) -> bool:
+    end = path.rfind(b"/")
+    while end > 0:
+        if path[:end] in folders:
+            return True
+        end = path.rfind(b"/", 0, end)
+    return False
+
+
+class _Group:
+    __slots__ = ("mtime_ns", "names", "size")
+
+    def __init__(self) -> None:
+        self.names: set[bytes] = set()
+        self.mtime_ns = 0
+        self.size = 0
+
+
+class LinkIndex:
+    """Inode number → names, of the files of one tree that have several. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, _Group] = {}
+        self._inodes: dict[bytes, int] = {}
+        self._lock = threading.RLock()
+
+    def note(self, path: bytes, status: os.stat_result | None) -> None:
+        """Take down what was just seen at ``path``: a file of one name, of several, or nothing."""
+        with self._lock:
+            many = status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)
+            known = self._inodes.get(path)
+            if known is not None and (not many or status is None or known != status.st_ino):
+                del self._inodes[path]
+                group = self._groups[known]
+                group.names.discard(path)
+                if not group.names:
+                    del self._groups[known]
+            if many and status is not None:
+                group = self._groups.setdefault(status.st_ino, _Group())
+                group.names.add(path)
+                group.mtime_ns, group.size = status.st_mtime_ns, status.st_size
+                self._inodes[path] = status.st_ino
+
+    def names(self, inode: int) -> list[bytes]:
+        """All names that a file of several names may have. Compare the inode before believing one."""
+        with self._lock:
+            group = self._groups.get(inode)
+            return sorted(group.names) if group else []
+
+    def settle(self, root: int, marks: MutableMapping[bytes, int], linked: Mapping[bytes, Collection[int]]) -> None:
+        """Bring the index up to date with a dirty set, and add to the set what only the index can tell.
+
+        ``linked`` holds the inodes that were seen under paths when these were made as further names. If a path
+        no longer leads to a file of several names that it led to, the others may have been written through it:
+        they are marked if the path was written to, or if their time or size is another than before.
+        Costs one walk over the tree's names, without any ``stat``, when a file of a single name got others.
+        """
+        with self._lock:
+            left, fresh = self._look_at(root, marks, linked)
+            lost = {inode for path, inode, _, _ in left if path in linked and inode not in self._groups}
+            found = self._search(root, fresh | lost)
+            for path, inode, mtime_ns, size in left:
+                written = bool(marks.get(path, 0) & (CONTENT | CLOSED))
+                for name in {*self.names(inode), *found.get(inode, ())}:
+                    status = look(root, name)
+                    if status is None or status.st_ino != inode:
+                        continue
+                    if written or (status.st_mtime_ns, status.st_size) != (mtime_ns, size):
+                        marks[name] = marks.get(name, 0) | CONTENT
+
+    def _look_at(
+        self, root: int, marks: Mapping[bytes, int], linked: Mapping[bytes, Collection[int]]
+    ) -> tuple[list[tuple[bytes, int, int, int]], set[int]]:
+        """What dirty paths no longer lead to (path, inode, its mtime and size), and inodes of unknown names."""
+        left = []
+        before = set(self._groups)
+        links: dict[int, int] = {}
+        for path, flags in [*marks.items(), *((name, 0) for name in self._moved(marks))]:
+            status = look(root, path)
+            known = self._inodes.get(path)
+            for inode in {*linked.get(path, ()), *(() if known is None else (known,))}:
+                if status is None or status.st_ino != inode:
+                    group = self._groups.get(inode)
+                    if group is not None:
+                        left.append((path, inode, group.mtime_ns, group.size))
+                    elif flags & (CONTENT | CLOSED):
+                        left.append((path, inode, -1, -1))
+            self._note_new(path, status, links)
+            if flags & NAME and status is not None and stat.S_ISDIR(status.st_mode):
+                with closing(names_below(root, path)) as below:
+                    for inner, entry in below:
+                        try:
+                            self._note_new(inner, entry.stat(follow_symlinks=False), links)
+                        except FileNotFoundError:
+                            continue
+        fresh = set()
+        for inode, count in links.items():
+            if len(self.names(inode)) < count and not (inode in before and self._still_known(root, inode, marks)):
+                fresh.add(inode)
+        return left, fresh
+
+    def _moved(self, marks: Mapping[bytes, int]) -> list[bytes]:
+        """Known names, not marked themselves, at or below directories that were moved or removed."""
+        folders = {path for path, flags in marks.items() if flags & FOLDER}
+        return [name for name in self._inodes if folders and name not in marks and _is_below(name, folders)]
+
+    def _note_new(self, path: bytes, status: os.stat_result | None, links: dict[int, int]) -> None:
+        self.note(path, status)
+        if status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            links[status.st_ino] = status.st_nlink
+
+    def _still_known(self, root: int, inode: int, marks: Mapping[bytes, int]) -> bool:
+        """Whether the index knew this very file before: an unmarked name still leads to it.
+
+        Then its other names are known as well; those that are missing lie outside of the tree.
+        """
+        for name in self.names(inode):
+            status = None if name in marks else look(root, name)
+            if status is not None and status.st_ino == inode:
+                return True
+        return False
+
+    def _search(self, root: int, inodes: set[int]) -> dict[int, set[bytes]]:
+        found: dict[int, set[bytes]] = {}
+        if not inodes:
+            return found
+        with closing(names_below(root)) as everywhere:
+            for path, entry in everywhere:
+                if entry.inode() in inodes and not entry.is_dir(follow_symlinks=False):
+                    found.setdefault(entry.inode(), set()).add(path)
+                    self.note(path, look(root, path))
+        return found

@@ -1,0 +1,201 @@
+"""The agent's process: watches its inbox, runs one Runner a migration, tells the fleet what runs here.
+
+    for item in store.follow(inbox/<host>/):        # watches only wake
+        runner(migration).kick()                     # reads, folds, decides, performs, appends
+
+Watching only its own inbox, an agent costs the same in a fleet of two and of two hundred. It never acts
+on anything but a folded history, and keeps nothing in memory that a restart may not lose.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import msgspec
+import structlog
+
+from events.errors import CargoError, SchemaError, StoreUnavailableError
+from events.failpoints import Failpoints
+from events.leases import Registration
+from events.schema import Requested
+from events.stamp import Stamper
+from events.store import Changes, Item, Snapshot, Store, Tick
+from hostd import source, target
+from hostd.effects.base import Workbench
+from hostd.runner import Runner, RunnerPorts
+from hostd.telling import Telling
+
+HOST_TTL_SECONDS = 10
+"""How long a host that fell silent is still listed. A hint for people and admission, nothing else."""
+TICK_SECONDS = 20.0
+"""How often everything is looked at without being woken: a watch may be silent though something happened."""
+PROGRESS_INTERVAL_SECONDS = 1.0
+STOP_SECONDS = 15.0
+"""How long a step under way may take to end after SIGTERM."""
+
+
+class Service:
+    """One agent process."""
+
+    def __init__(
+        self,
+        store: Store,
+        bench: Workbench,
+        failpoints: Failpoints,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        self._store = store
+        self._keys = store.keys
+        self._bench = bench
+        self._host = bench.settings.name
+        self._failpoints = failpoints
+        self._log = log
+        self._runners: dict[str, Runner] = {}
+        self._lock = threading.Lock()
+        self._progress_at: dict[str, float] = {}
+        stamper = Stamper(f"hostd/{self._host}")
+        bench.boot = stamper.boot
+        self._ports = RunnerPorts(
+            host=self._host,
+            store=store,
+            stamper=stamper,
+            failpoints=failpoints,
+            bench=bench,
+            progress=self._report_progress,
+            log=log,
+        )
+        self._registration = Registration(store, self._keys.host(self._host), HOST_TTL_SECONDS)
+        self._telling = Telling(store, self._registration, bench, self._container_changed, log)
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until ``stop``. Raises WrongClusterError."""
+        self._telling.start()
+        try:
+            inbox = self._keys.inbox(self._host)
+            faults = self._keys.failpoints(f"hostd/{self._host}")
+            with self._store.follow((inbox, faults), stop=stop, tick_seconds=TICK_SECONDS) as follower:
+                for item in follower:
+                    self._take(item, inbox)
+        finally:
+            self._close()
+
+    # --- waking --------------------------------------------------------------------------------
+
+    def _take(self, item: Item, inbox: str) -> None:
+        match item:
+            case Snapshot(prefix=prefix, items=items):
+                for pair in items:
+                    self._woken(prefix, pair.key, pair.value, inbox)
+            case Changes(prefix=prefix, changes=changes):
+                for change in changes:
+                    self._woken(prefix, change.key, change.value, inbox)
+            case Tick(trouble=trouble):
+                if trouble:
+                    self._log.warning("the bus is in trouble, holding", reason=trouble)
+                self._kick_all()
+
+    def _woken(self, prefix: str, key: str, value: bytes | None, inbox: str) -> None:
+        if prefix != inbox:
+            self._set_failpoints(value or b"")
+            return
+        place = self._keys.parse(key)
+        if place is None or place.kind != "inbox" or value is None:
+            return
+        try:
+            runner = self._runner(place.parts[1])
+        except StoreUnavailableError as error:
+            self._log.warning("store unavailable, holding", migration=place.parts[1], reason=str(error))
+            return
+        if runner is not None:
+            runner.kick()
+
+    def _set_failpoints(self, value: bytes) -> None:
+        try:
+            self._failpoints.set(value.decode("utf-8", "replace"))
+        except CargoError as error:
+            self._log.warning("failpoints not changed", reason=str(error))
+
+    def _kick_all(self) -> None:
+        for item in self._store_range(self._keys.inbox(self._host)):
+            self._woken(self._keys.inbox(self._host), item, b"", self._keys.inbox(self._host))
+
+    def _store_range(self, prefix: str) -> list[str]:
+        try:
+            return [item.key for item in self._store.range(prefix)]
+        except StoreUnavailableError:
+            return []
+
+    def _container_changed(self, migration: str) -> None:
+        """Docker told of a change to a container that a migration brought here."""
+        with self._lock:
+            runner = self._runners.get(migration)
+        if runner is not None:
+            runner.kick(poke=True)
+
+    def _runner(self, migration: str) -> Runner | None:
+        """The runner of a migration that concerns this host; None when there is nothing (more) to do."""
+        with self._lock:
+            known = self._runners.get(migration)
+        if known is not None:
+            if known.finished:
+                self._forget(migration)
+                return None
+            return known
+        try:
+            events = self._store.read(migration)
+        except SchemaError as error:
+            self._log.error("refusing to act on this migration", migration=migration, reason=str(error))
+            return None
+        first = events[0].data if events else None
+        if not isinstance(first, Requested):
+            return None
+        roles = {first.request.source: source.PLAN, first.request.target: target.PLAN}
+        plan = roles.get(self._host)
+        if plan is None:
+            return None
+        with self._lock:
+            return self._runners.setdefault(migration, Runner(migration, plan, self._ports))
+
+    def _forget(self, migration: str) -> None:
+        """The migration has ended for this host: its inbox pointer has done its work."""
+        with self._lock:
+            self._runners.pop(migration, None)
+        try:
+            self._store.delete(self._keys.inbox_pointer(self._host, migration))
+        except StoreUnavailableError as error:
+            self._log.info("an inbox pointer stays until the next look", migration=migration, reason=str(error))
+
+    # --- progress ------------------------------------------------------------------------------
+
+    def _report_progress(self, migration: str, fields: dict[str, Any]) -> None:
+        """Show how far a transfer is, at most once a second; it may be lost, nothing depends on it."""
+        now = time.monotonic()
+        if now - self._progress_at.get(migration, 0.0) < PROGRESS_INTERVAL_SECONDS:
+            return
+        self._progress_at[migration] = now
+        try:
+            self._store.put(
+                self._keys.progress(migration, self._host),
+                msgspec.json.encode(fields),
+                self._registration.lease,
+            )
+        except CargoError:
+            self._log.debug("progress not shown", migration=migration)
+
+    def _close(self) -> None:
+        self._log.info("stopping")
+        with self._lock:
+            runners = list(self._runners.values())
+        deadline = time.monotonic() + STOP_SECONDS
+        for runner in runners:
+            runner.close(0)
+        for runner in runners:
+            runner.close(max(0.1, deadline - time.monotonic()))
+        for tracker in list(self._bench.trackers.values()):
+            tracker.stop()
+        self._telling.stop()
+        self._registration.close()
+        self._bench.transport.close()
+        self._log.info("stopped")

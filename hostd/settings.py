@@ -1,0 +1,69 @@
+"""The agent's configuration file, as frozen data."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from events.keyspace import valid_host_name
+from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
+
+KNOWN = {
+    "host": ("name", "address", "state_dir", "run_dir"),
+    "etcd": ETCD_OPTIONS,
+    "docker": ("socket",),
+    "ssh": ("user", "port", "identity", "known_hosts"),
+    "log": LOG_OPTIONS,
+}
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """Everything that an agent is told."""
+
+    name: str
+    address: str
+    """Where other hosts' data planes reach this one by SSH."""
+    state_dir: Path
+    run_dir: Path
+    etcd: EtcdSettings
+    docker_socket: Path
+    ssh_user: str
+    ssh_port: int
+    ssh_identity: Path
+    ssh_known_hosts: Path
+    log: LogSettings
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def load(path: Path) -> HostSettings:
+    """The settings in the file ``path``. Raises SettingsError with every mistake in it."""
+    reader = Reader(path, KNOWN)
+    name = reader.valid("host", "name", reader.text("host", "name"), valid_host_name, "a valid host name")
+    address = reader.valid("host", "address", reader.text("host", "address"), _is_address, "an IP address")
+    settings = HostSettings(
+        name=name,
+        address=address,
+        state_dir=reader.path("host", "state_dir", "/var/lib/cargo") or Path("/var/lib/cargo"),
+        run_dir=reader.path("host", "run_dir", "/run/cargo") or Path("/run/cargo"),
+        etcd=reader.etcd(),
+        docker_socket=reader.path("docker", "socket", "/run/docker.sock") or Path("/run/docker.sock"),
+        ssh_user=reader.text("ssh", "user", "root"),
+        ssh_port=reader.number("ssh", "port", 22, low=1, high=65535),
+        ssh_identity=reader.path("ssh", "identity", "/etc/cargo/ssh/id_ed25519") or Path("/etc/cargo/ssh/id_ed25519"),
+        ssh_known_hosts=reader.path("ssh", "known_hosts", "/etc/cargo/ssh/known_hosts")
+        or Path("/etc/cargo/ssh/known_hosts"),
+        log=reader.log(),
+    )
+    if not settings.etcd.endpoints:
+        reader.problems.append("[etcd] endpoints is missing: the agent needs the bus, such as 10.0.0.1:2379")
+    reader.finish()
+    return settings

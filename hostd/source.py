@@ -1,0 +1,143 @@
+"""The source agent's machine: the host that a container leaves.
+
+1. Tracking begins before ``source_prepared``, and a new generation before each ``sync_armed``: whatever
+   changes while the target copies belongs to a set that the target will be told of.
+2. ``stop`` disarms the restart policy and reads it back *before* the container is stopped, so that no
+   reboot and no restart of Docker revives it.
+3. From ``source_stopped`` to ``source_released`` nothing here writes to the container's data.
+4. The container starts here again only after ``abort_ordered``, which cannot follow a claim, or after
+   ``target_stopped``, or after a person has vouched that the target is off.
+
+Pure: no clock, no randomness, no I/O, no logging.
+"""
+
+from __future__ import annotations
+
+from events.decision import Outcomes
+from events.machine import Row, Table
+from events.schema import (
+    CarriedBack,
+    Data,
+    SourceDigested,
+    SourcePrepared,
+    SourceReleased,
+    SourceRestored,
+    SourceStopped,
+    SyncArmed,
+)
+from hostd.plan import Plan, Step, View, fields_for
+
+_BEFORE_STOP = ("chosen", "preparing", "prepared", "arming", "armed", "stopping")
+_AFTER_CLAIM = ("yielded", "digesting", "digested", "releasing", "released", "kept")
+
+TABLE = Table(
+    "source",
+    states=(
+        "new",
+        *_BEFORE_STOP,
+        "frozen",
+        "yielded",
+        "digesting",
+        "digested",
+        "releasing",
+        "released",
+        "kept",
+        "restoring",
+        "restored",
+        "recalling",
+        "carrying",
+        "reviving",
+        "revived",
+        "ended",
+    ),
+    initial="new",
+    rows=(
+        Row("requested", ("new",), "chosen"),
+        Row("prepare_ordered", ("chosen",), "preparing"),
+        Row("source_prepared", ("preparing",), "prepared"),
+        Row("sync_ordered", ("prepared", "armed", "stopping"), "arming"),
+        Row("sync_armed", ("arming",), "armed"),
+        Row("cutover_ordered", ("armed",), "stopping"),
+        Row("source_stopped", ("stopping",), "frozen"),
+        Row("target_claimed", ("frozen",), "yielded"),
+        Row("target_started", ("yielded",), "digesting"),
+        Row("source_digested", ("digesting",), "digested"),
+        Row("release_ordered", ("digested",), "releasing"),
+        Row("source_released", ("releasing",), "released"),
+        Row("completed", ("released",), "kept"),
+        Row("abort_ordered", (*_BEFORE_STOP, "frozen"), "restoring"),
+        Row("source_restored", ("restoring",), "restored"),
+        Row("aborted", ("restored",), "ended"),
+        Row("rollback_ordered", _AFTER_CLAIM, "recalling"),
+        Row("target_asserted_off", ("recalling",), "carrying"),
+        Row("target_stopped", ("recalling",), "carrying"),
+        Row("carried_back", ("carrying",), "reviving"),
+        Row("source_restored", ("reviving",), "revived"),
+        Row("rolled_back", ("revived",), "ended"),
+    ),
+    ignored=(
+        "rejected",
+        "target_prepared",
+        "sync_finished",
+        "fill_finished",
+        "verified",
+        "finalise_ordered",
+        "finalised",
+        "target_cleaned",
+        "step_failed",
+        "step_recovered",
+        "control_refused",
+        "paused",
+        "resumed",
+    ),
+    final=("kept", "ended"),
+)
+
+
+def _prepared(_view: View, outcomes: Outcomes) -> Data:
+    return SourcePrepared(**fields_for(SourcePrepared, outcomes))
+
+
+def _armed(view: View, outcomes: Outcomes) -> Data:
+    return SyncArmed(round=view.round, **fields_for(SyncArmed, outcomes))
+
+
+def _stopped(_view: View, outcomes: Outcomes) -> Data:
+    return SourceStopped(**fields_for(SourceStopped, outcomes))
+
+
+def _digested(_view: View, outcomes: Outcomes) -> Data:
+    return SourceDigested(**fields_for(SourceDigested, outcomes))
+
+
+def _released(_view: View, outcomes: Outcomes) -> Data:
+    return SourceReleased(**fields_for(SourceReleased, outcomes))
+
+
+def _restored(_view: View, outcomes: Outcomes) -> Data:
+    return SourceRestored(**fields_for(SourceRestored, outcomes))
+
+
+def _carried(_view: View, outcomes: Outcomes) -> Data:
+    return CarriedBack(**fields_for(CarriedBack, outcomes))
+
+
+PLAN = Plan(
+    role="source",
+    table=TABLE,
+    steps={
+        "preparing": Step("prepare", ("describe_container", "track_changes", "measure_mounts"), _prepared),
+        "arming": Step("arm", ("arm_tracking",), _armed),
+        "stopping": Step("stop", ("vouch_for_tracking", "disarm_restart", "stop_container", "publish_dirty"), _stopped),
+        "digesting": Step("digest", ("digest_trees",), _digested),
+        "releasing": Step("release", ("retire_container",), _released),
+        "restoring": Step(
+            "restore",
+            ("publish_dirty", "track_changes", "stop_container", "disarm_restart", "describe_container"),
+            _restored,
+            undo=True,
+        ),
+        "carrying": Step("carry", ("carry_back",), _carried),
+        "reviving": Step("revive", ("revive_container",), _restored),
+    },
+)

@@ -1,0 +1,234 @@
+"""What keeps a container from being moved, and what a person should know before it is.
+
+``source_findings`` looks at the container alone; ``target_problems`` compares its specification with
+facts about the target that the caller gathered. Both return sentences for a person and take no decision:
+a refusal is one that the caller must honour before anything is stopped (FAULTS.md, F9 and F10).
+
+Pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import itertools
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hostd.docker_json import ContainerView, MountView, VolumeView
+
+if TYPE_CHECKING:
+    from hostd.spec import ContainerSpec
+
+DATA_KINDS = ("volume", "bind")
+PRIVATE_PROPAGATION = ("", "private", "rprivate")
+CONTROL_SOCKETS = ("docker.sock", "containerd.sock", "podman.sock", "crio.sock")
+SYSTEM_TREES = ("/proc", "/sys", "/dev", "/run", "/var/run")
+"""Made anew by each host's kernel and boot: copying them means nothing, overlaying them breaks hosts."""
+BUILT_IN_NETWORKS = ("default", "bridge", "host", "none", "")
+SWARM_LABEL = "com.docker.swarm.task.id"
+KUBERNETES_LABEL = "io.kubernetes.pod.name"
+COMPOSE_LABEL = "com.docker.compose.project"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+"""The kernel's name of an architecture, and the one that images use."""
+
+
+class Findings:
+    """Sentences collected on the way: ``warnings`` inform, ``refusals`` forbid."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.refusals: list[str] = []
+
+
+def source_findings(container: ContainerView, volumes: Mapping[str, VolumeView] | None = None) -> Findings:
+    """Everything about ``container`` that matters before a move.
+
+    ``volumes`` are its volumes by name, for their mount options; without them those go unchecked.
+    """
+    found = Findings()
+    _supervision(container, found)
+    _shared_namespaces(container, found)
+    _devices_and_rights(container, found)
+    _mounts(container, volumes or {}, found)
+    return found
+
+
+def _supervision(container: ContainerView, found: Findings) -> None:
+    """A15: whoever else starts and stops this container would undo the move."""
+    labels = container.config.labels or {}
+    if container.host_config.auto_remove:
+        found.refusals.append(
+            "the container was started with --rm: Docker deletes it, and its anonymous volumes, the moment "
+            "it stops, so there would be no way back; start it without --rm"
+        )
+    if SWARM_LABEL in labels:
+        found.refusals.append("the container is a task of a Swarm service: Swarm would start it again on the source")
+    if KUBERNETES_LABEL in labels:
+        found.refusals.append("the container belongs to a Kubernetes pod, which would start it again")
+    if COMPOSE_LABEL in labels:
+        found.warnings.append(
+            f"the container belongs to the Compose project {labels[COMPOSE_LABEL]!r}: until the release, "
+            "'docker compose up' on the source would start it a second time"
+        )
+
+
+def _shared_namespaces(container: ContainerView, found: Findings) -> None:
+    host = container.host_config
+    modes = (("network", host.network_mode), ("pid", host.pid_mode), ("ipc", host.ipc_mode))
+    for name, mode in modes:
+        if mode and mode.startswith("container:"):
+            found.refusals.append(
+                f"the container uses the {name} namespace of another container ({mode}), which does not move with it"
+            )
+    endpoints = (container.network_settings.networks or {}).values()
+    if host.links or any(endpoint is not None and endpoint.links for endpoint in endpoints):
+        found.refusals.append("the container is linked (--link) to others, which do not move with it")
+    if host.network_mode == "host":
+        found.warnings.append(
+            "the container uses the host's network: Docker does not know its ports, so they could not be "
+            "checked on the target"
+        )
+    if host.volumes_from:
+        found.warnings.append(
+            "the container takes volumes from another one (--volumes-from); on the target it gets them "
+            "as mounts of its own"
+        )
+
+
+def _devices_and_rights(container: ContainerView, found: Findings) -> None:
+    host = container.host_config
+    if host.device_requests:
+        found.refusals.append("the container asks for devices such as GPUs (--gpus), which is not supported")
+    if host.privileged:
+        found.warnings.append("the container is privileged and may depend on the source host in any way")
+    devices = sorted(device.path_on_host or "?" for device in host.devices or ())
+    if devices:
+        found.warnings.append(f"the container uses devices of its host: {', '.join(devices)}")
+    for option in host.security_opt or ():
+        if option.startswith(("apparmor=", "apparmor:")) and "unconfined" not in option:
+            found.warnings.append(f"the target needs the AppArmor profile of the source ({option})")
+
+
+def _mounts(container: ContainerView, volumes: Mapping[str, VolumeView], found: Findings) -> None:
+    for mount in container.mounts or ():
+        where = f"the mount at {mount.destination}"
+        if mount.type in DATA_KINDS:
+            found.refusals.extend(f"{where} {why}" for why in _mount_problems(mount, volumes))
+        elif mount.type != "tmpfs":
+            found.refusals.append(f"{where} is of the kind {mount.type!r}, which is not supported")
+    for request in container.host_config.mounts or ():
+        if request.volume_options is not None and request.volume_options.subpath:
+            found.refusals.append(
+                f"the mount at {request.target} shows only a part of its volume (volume-subpath), "
+                "which is not supported"
+            )
+    found.refusals.extend(_overlaps(container.mounts or ()))
+
+
+def _mount_problems(mount: MountView, volumes: Mapping[str, VolumeView]) -> Iterator[str]:
+    tree = mount.source or ""
+    if not tree.startswith("/") or "\0" in tree or posixpath.normpath(tree) != tree:
+        yield f"has no usable place on the source ({tree!r})"
+        return
+    if "\ufffd" in tree or "\ufffd" in mount.destination:
+        yield f"has a path that is not UTF-8 and that Docker therefore reports wrongly ({tree!r})"
+    if mount.propagation not in (None, *PRIVATE_PROPAGATION):
+        yield f"shares mounts with the host (propagation {mount.propagation!r}), which is not supported"
+    if mount.type == "bind":
+        if posixpath.basename(tree) in CONTROL_SOCKETS:
+            yield f"gives it control of the source's container engine ({tree}); the target has another"
+        elif tree == "/" or any(tree == top or tree.startswith(top + "/") for top in SYSTEM_TREES):
+            yield f"is a part of the source's own system ({tree}), not data that could be moved"
+        return
+    if not mount.name:
+        yield "is a volume without a name"
+    if mount.driver not in (None, "", "local"):
+        yield f"is a volume of the driver {mount.driver!r}; only the driver 'local' is supported"
+    volume = volumes.get(mount.name or "")
+    if volume is not None and volume.options:
+        options = ", ".join(f"{key}={value}" for key, value in sorted(volume.options.items()))
+        yield (
+            f"is a volume with mount options ({options}): its data may lie elsewhere, "
+            "so it is not copied; such volumes are not supported yet"
+        )
+
+
+def _overlaps(mounts: Sequence[MountView]) -> Iterator[str]:
+    """The same data under two mounts would become two diverging copies on the target."""
+    data = sorted(
+        (
+            (mount.source, mount.destination)
+            for mount in mounts
+            # What has no place, or the whole system for one, is refused for that already.
+            if mount.type in DATA_KINDS and mount.source not in (None, "", "/")
+        ),
+        key=lambda pair: (f"{pair[0]}/", pair[1]),
+    )
+    for (tree, destination), (inner, other) in itertools.pairwise(data):
+        if f"{inner}/".startswith(f"{tree}/"):
+            yield (
+                f"the mounts at {destination} and {other} share data on the source "
+                f"({inner} lies in {tree}), which is not supported"
+            )
+
+
+def target_problems(
+    spec: ContainerSpec,
+    *,
+    networks: Mapping[str, Mapping[str, Any]],
+    runtimes: Sequence[str],
+    architecture: str,
+    device_exists: Callable[[str], bool],
+) -> list[str]:
+    """Why the container could not be created or started on this target; empty when nothing was found.
+
+    ``networks`` are the target's networks by name as inspected, ``runtimes`` and ``architecture`` are from
+    ``docker info``. Names, ports, volumes, space and the image's presence are checked by the effects.
+    """
+    problems = list(_network_problems(spec, networks))
+    runtime = spec.host_config.get("Runtime")
+    if runtime and runtime not in runtimes:
+        problems.append(f"the target's Docker has no runtime {runtime!r}")
+    ours = ARCHITECTURES.get(architecture, architecture)
+    if spec.architecture and ours and spec.architecture != ours:
+        problems.append(f"the image is for {spec.architecture}, the target is {ours}")
+    problems.extend(f"the target has no device {path!r}" for path in spec.device_paths if not device_exists(path))
+    return problems
+
+
+def _network_problems(spec: ContainerSpec, networks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    wanted = {name for name in (spec.network_mode, *spec.networks) if name not in BUILT_IN_NETWORKS}
+    for name in sorted(wanted):
+        network = networks.get(name)
+        if network is None:
+            yield f"the network {name!r} does not exist on the target; create it with 'docker network create'"
+            continue
+        for address in fixed_addresses(spec.networks.get(name)):
+            if not any(address in subnet for subnet in _subnets(network)):
+                yield f"the container's fixed address {address} is outside of the target's network {name!r}"
+
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def fixed_addresses(endpoint: Mapping[str, Any] | None) -> Iterator[IpAddress]:
+    """The addresses that a person fixed for ``endpoint``; what is no address is left to Docker to refuse."""
+    config = (endpoint or {}).get("IPAMConfig")
+    for key in ("IPv4Address", "IPv6Address"):
+        value = config.get(key) if isinstance(config, dict) else None
+        if value:
+            with contextlib.suppress(ValueError):
+                yield ipaddress.ip_address(value)
+
+
+def _subnets(network: Mapping[str, Any]) -> list[IpNetwork]:
+    ipam = network.get("IPAM")
+    configs = ipam.get("Config") if isinstance(ipam, dict) else None
+    found: list[IpNetwork] = []
+    for config in configs if isinstance(configs, list) else []:
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            found.append(ipaddress.ip_network(config.get("Subnet"), strict=False))
+    return found

@@ -1,0 +1,190 @@
+"""The target agent's machine: the host that a container comes to.
+
+1. Everything that can fail is done before ``target_claimed``: image, container, names, ports, the union
+   itself. Up to there an abort costs nothing but time.
+2. The union is mounted only after ``source_stopped``: what it shows as lower must never change.
+3. The container is started only after ``target_claimed`` is durable.
+4. Rolling back, it lists what the container wrote only after it has stopped it, and removes nothing before
+   the source runs again.
+5. ``verified`` is appended only when every entry has been compared and the link to the source is cut.
+
+Pure: no clock, no randomness, no I/O, no logging.
+"""
+
+from __future__ import annotations
+
+from events.decision import Outcomes
+from events.machine import Row, Table
+from events.schema import (
+    Data,
+    FillFinished,
+    Finalised,
+    SyncFinished,
+    TargetClaimed,
+    TargetCleaned,
+    TargetPrepared,
+    TargetStarted,
+    TargetStopped,
+    Verified,
+)
+from hostd.plan import Plan, Step, View, fields_for
+
+_AFTER_CLAIM = (
+    "starting",
+    "filling",
+    "filling_digested",
+    "filled",
+    "verifying",
+    "verified",
+    "settled",
+    "finalising",
+    "finalised",
+)
+_BEFORE_CLAIM = ("chosen", "waiting", "preparing", "prepared", "syncing", "synced", "bracing", "uniting")
+
+TABLE = Table(
+    "target",
+    states=(
+        "new",
+        *_BEFORE_CLAIM,
+        "starting",
+        "filling",
+        "filling_digested",
+        "filled",
+        "verifying",
+        "verified",
+        "settled",
+        "finalising",
+        "finalised",
+        "yielding",
+        "yielded",
+        "clearing",
+        "cleared",
+        "cleaning",
+        "cleaned",
+        "ended",
+    ),
+    initial="new",
+    rows=(
+        Row("requested", ("new",), "chosen"),
+        Row("prepare_ordered", ("chosen",), "waiting"),
+        Row("source_prepared", ("waiting",), "preparing"),
+        Row("target_prepared", ("preparing",), "prepared"),
+        Row("sync_ordered", ("prepared", "synced", "bracing"), "synced"),
+        Row("sync_armed", ("synced",), "syncing"),
+        Row("sync_finished", ("syncing",), "synced"),
+        Row("cutover_ordered", ("synced",), "bracing"),
+        Row("source_stopped", ("bracing",), "uniting"),
+        Row("target_claimed", ("uniting",), "starting"),
+        Row("target_started", ("starting",), "filling"),
+        Row("source_digested", ("filling",), "filling_digested"),
+        Row("source_digested", ("filled",), "verifying"),
+        Row("fill_finished", ("filling",), "filled"),
+        Row("fill_finished", ("filling_digested",), "verifying"),
+        Row("verified", ("verifying",), "verified"),
+        Row("completed", ("verified",), "settled"),
+        Row("finalise_ordered", ("settled",), "finalising"),
+        Row("finalised", ("settled", "finalising"), "finalised"),
+        Row("rollback_ordered", _AFTER_CLAIM, "yielding"),
+        Row("target_asserted_off", ("yielding",), "yielded"),
+        Row("target_stopped", ("yielding",), "yielded"),
+        Row("source_restored", ("yielded",), "clearing"),
+        Row("source_restored", ("cleaning",), "cleaning"),
+        Row("source_restored", ("cleaned",), "cleaned"),
+        Row("target_cleaned", ("clearing",), "cleared"),
+        Row("rolled_back", ("clearing",), "clearing"),
+        Row("rolled_back", ("cleared",), "ended"),
+        Row("abort_ordered", _BEFORE_CLAIM, "cleaning"),
+        Row("target_cleaned", ("cleaning",), "cleaned"),
+        Row("aborted", ("cleaned",), "ended"),
+    ),
+    ignored=(
+        "rejected",
+        "release_ordered",
+        "source_released",
+        "carried_back",
+        "step_failed",
+        "step_recovered",
+        "control_refused",
+        "paused",
+        "resumed",
+    ),
+    final=("finalised", "ended"),
+)
+
+
+def _prepared(_view: View, outcomes: Outcomes) -> Data:
+    return TargetPrepared(**fields_for(TargetPrepared, outcomes))
+
+
+def _synced(view: View, outcomes: Outcomes) -> Data:
+    return SyncFinished(round=view.round, **fields_for(SyncFinished, outcomes))
+
+
+def _claimed(_view: View, _outcomes: Outcomes) -> Data:
+    return TargetClaimed()
+
+
+def _started(_view: View, outcomes: Outcomes) -> Data:
+    return TargetStarted(**fields_for(TargetStarted, outcomes))
+
+
+def _filled(_view: View, outcomes: Outcomes) -> Data:
+    return FillFinished(**fields_for(FillFinished, outcomes))
+
+
+def _verified(_view: View, outcomes: Outcomes) -> Data:
+    return Verified(**fields_for(Verified, outcomes))
+
+
+def _cleaned(_view: View, _outcomes: Outcomes) -> Data:
+    return TargetCleaned()
+
+
+def _finalised(_view: View, outcomes: Outcomes) -> Data | None:
+    fields = fields_for(Finalised, outcomes)
+    return Finalised(**fields) if fields else None
+
+
+def _stopped(_view: View, outcomes: Outcomes) -> Data:
+    return TargetStopped(**fields_for(TargetStopped, outcomes))
+
+
+_FILL = Step("fill", ("supervise_container", "fill_replica"), _filled)
+
+PLAN = Plan(
+    role="target",
+    table=TABLE,
+    steps={
+        "preparing": Step(
+            "prepare",
+            ("fetch_spec", "check_target", "provide_image", "create_volumes", "create_container"),
+            _prepared,
+        ),
+        "syncing": Step("sync", ("pull_round",), _synced),
+        "synced": Step("brace", ("attach_remote",)),
+        "bracing": Step("brace", ("attach_remote",)),
+        "uniting": Step("unite", ("attach_remote", "apply_dirty", "mount_union"), _claimed),
+        "starting": Step("start", ("start_container",), _started),
+        "filling": _FILL,
+        "filling_digested": _FILL,
+        "filled": Step("supervise", ("supervise_container",)),
+        "verifying": Step("verify", ("supervise_container", "verify_trees", "detach_remote"), _verified),
+        "verified": Step("supervise", ("supervise_container",)),
+        "settled": Step("settle", ("supervise_container", "fold_union"), _finalised),
+        "finalising": Step("finalise", ("fold_union",), _finalised),
+        "yielding": Step("yield", ("fill_replica", "recall_container", "list_changes"), _stopped),
+        "clearing": Step(
+            "clear",
+            ("recall_container", "create_container", "mount_union", "attach_remote", "create_volumes", "fetch_spec"),
+            _cleaned,
+            undo=True,
+        ),
+        "cleaning": Step(
+            "clean",
+            ("create_container", "mount_union", "attach_remote", "create_volumes", "fetch_spec"),
+            _cleaned,
+            undo=True,
+        ),
+    },
+)

@@ -1,0 +1,139 @@
+"""Tells the fleet what runs here: ``hosts/<host>`` and ``inventory/<host>/…``, refreshed on Docker's events.
+
+Hints for listing and admission only. It also passes on that a container was changed, so that the runner
+that supervises it looks at once. It must never act on a container itself.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from events.errors import CargoError
+from events.keyspace import valid_container_name
+from events.leases import Registration
+from events.records import ContainerRecord, encode_container, encode_host
+from events.store import Store
+from hostd.effects.base import Workbench
+from hostd.inventory import Sizer, container_records, host_record
+
+REFRESH_SECONDS = 30.0
+"""Without any event of Docker: free space changes silently."""
+SETTLE_SECONDS = 0.05
+"""Docker's events come in bursts; one look serves them all."""
+RETRY_SECONDS = 2.0
+FORGIVEN_SECONDS = 30.0
+"""A daemon that shuts down stops its containers by itself just before its event stream breaks: such stops
+are not a person's."""
+MANUAL_ACTIONS = ("kill", "stop", "pause")
+
+
+class Telling:
+    """Three threads: Docker's events, the publisher, and the sizer's."""
+
+    def __init__(
+        self,
+        store: Store,
+        registration: Registration,
+        bench: Workbench,
+        container_changed: Callable[[str], None],
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        self._store = store
+        self._keys = store.keys
+        self._registration = registration
+        self._bench = bench
+        self._host = bench.settings.name
+        self._container_changed = container_changed
+        self._log = log
+        self._sizer = Sizer()
+        self._stop = threading.Event()
+        self._dirty = threading.Event()
+        self._published: dict[str, bytes] = {}
+        self._migrations: dict[str, str] = {}
+        self._threads = [
+            threading.Thread(target=self._listen, name="docker events", daemon=True),
+            threading.Thread(target=self._publish, name="inventory", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Begin telling."""
+        self._sizer.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End within a moment; what was told goes when the lease does."""
+        self._stop.set()
+        self._dirty.set()
+        self._sizer.stop()
+        for thread in self._threads:
+            thread.join(5)
+
+    # --- listening -----------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        for event in self._bench.engine.events(self._stop):
+            now = time.monotonic()
+            stops = self._bench.manual_stops
+            if event.kind == "resync":
+                for name in [name for name, at in stops.items() if now - at < FORGIVEN_SECONDS]:
+                    del stops[name]
+                for migration in list(self._migrations.values()):
+                    self._container_changed(migration)
+            elif event.kind == "container":
+                if event.action in MANUAL_ACTIONS:
+                    stops[event.id] = now
+                elif event.action in ("start", "unpause"):
+                    stops.pop(event.id, None)
+                moved_by = self._migrations.get(event.id)
+                if moved_by and event.action in ("die", "stop", "destroy", "start"):
+                    self._container_changed(moved_by)
+            self._dirty.set()
+
+    # --- publishing ----------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        wait = 0.0
+        while not self._stop.is_set():
+            self._dirty.wait(wait)
+            if self._stop.wait(SETTLE_SECONDS):
+                return
+            self._dirty.clear()
+            try:
+                self._publish_once()
+                wait = REFRESH_SECONDS
+            except CargoError as error:
+                self._log.warning("cannot tell what runs here", reason=str(error))
+                wait = RETRY_SECONDS
+                self._stop.wait(RETRY_SECONDS)
+
+    def _publish_once(self) -> None:
+        settings = self._bench.settings
+        record = host_record(
+            self._bench.engine,
+            host=self._host,
+            address=settings.address,
+            ssh_port=settings.ssh_port,
+            agent_version=importlib.metadata.version("cargo-migrate"),
+            boot=self._bench.boot,
+        )
+        containers = [
+            found for found in container_records(self._bench.engine, self._sizer) if valid_container_name(found.name)
+        ]
+        self._migrations = {found.id: found.migration for found in containers if found.migration}
+        self._put(containers)
+        self._registration.update(encode_host(record))
+
+    def _put(self, containers: list[ContainerRecord]) -> None:
+        told = {self._keys.inventory_item(self._host, found.name): encode_container(found) for found in containers}
+        stored = {item.key: item.value for item in self._store.range(self._keys.inventory(self._host))}
+        for key, value in told.items():
+            if stored.get(key) != value:
+                self._store.put(key, value)
+        for key in stored.keys() - told.keys():
+            self._store.delete(key)

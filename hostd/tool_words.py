@@ -1,0 +1,153 @@
+"""What ssh and rsync said, judged once: the error it means, the numbers in it.
+
+Pure: text in, verdict out. What it must never do: call something transient that a repetition cannot mend for
+sure (a changed host key, a full disk), or call anything a success.
+
+Stands between the tools' output and ``hostd/transport.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from events.errors import CargoError, PermanentError, TransientError
+from hostd.peer import Peer
+
+MAX_FILES_NAMED = 20
+
+
+class HostKeyError(PermanentError):
+    """The peer did not prove its pinned identity (C8). Never retried, never accepted by a program."""
+
+
+class AuthenticationError(PermanentError):
+    """The peer refused our key (C7)."""
+
+
+@dataclass(frozen=True)
+class RsyncResult:
+    """What one transfer did."""
+
+    bytes_received: int
+    """On the wire, as rsync counts."""
+    files: int
+    """Regular files transferred."""
+    literal_bytes: int
+    matched_bytes: int
+    seconds: float
+    vanished: bool
+    """Files disappeared while they were read; the source was live, and another round will tell (D2)."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A running transfer, as rsync reports it."""
+
+    bytes: int
+    files: int
+
+
+def ssh_error(peer: Peer, stderr: str) -> CargoError:
+    """The error that ssh's words mean. Unknown words count as transient: a retry is bounded, a wrong verdict is not."""
+    where = f"{peer.host} ({peer.address} port {peer.port})"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if "Warning: Permanently added" not in line), "no reason given")
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in stderr:
+        return HostKeyError(
+            f"SECURITY: {where} presents another host key than the pinned one. Either the host was reinstalled or "
+            "somebody stands in between. Nothing was transferred and nothing will be until a person has "
+            "compared the keys and corrected the known_hosts file."
+        )
+    if "Host key verification failed" in stderr or "host key is known for" in stderr:
+        return HostKeyError(
+            f"SECURITY: no pinned host key matches {where}. Nothing was transferred. Put the host's key, under the "
+            f"name {peer.host}, into {peer.known_hosts}."
+        )
+    refused = ("Permission denied (", "Too many authentication failures", "Load key", "no such identity")
+    if any(words in stderr for words in refused) or "UNPROTECTED PRIVATE KEY" in stderr:
+        return AuthenticationError(
+            f"{where} does not accept the key {peer.identity} for user {peer.user}: {last}. The data did not move; "
+            "install the agent's public key there."
+        )
+    if "Bad configuration option" in stderr or "terminating, " in stderr:
+        return PermanentError(f"ssh refuses its configuration for {where}: {last}")
+    return TransientError(f"{where} cannot be reached over ssh: {last}")
+
+
+_RSYNC_FILE_ERROR = re.compile(r"^rsync: (?:\[[^\]]*\] )?(.*\(\d+\).*)$", re.MULTILINE)
+_FATAL_ERRNO = re.compile(r"\((?:28|122|30|1|13|95|36|75)\)")
+"""ENOSPC, EDQUOT, EROFS, EPERM, EACCES, EOPNOTSUPP, ENAMETOOLONG, EOVERFLOW: the same next time."""
+_ENDINGS = {
+    1: "its arguments were not understood",
+    2: "the two rsync versions do not understand each other (or the remote shell prints text at log-in)",
+    3: "a file or directory could not be selected",
+    4: "the other side's rsync lacks something that was asked for",
+    6: "the daemon could not append to its log",
+    11: "a file could not be read or written",
+    24: "files vanished although the source had stopped",
+    25: "more would have been deleted than is allowed",
+    124: "the remote shell failed",
+    125: "the remote shell was killed",
+    126: "the remote command could not be run",
+    127: "rsync was not found on the other side; install it there",
+}
+
+
+def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
+    """The error that rsync's exit code and words mean: the rows D1 to D8 of the fault catalogue."""
+    if "Host key verification failed" in stderr or "Permission denied (" in stderr or "HAS CHANGED" in stderr:
+        return ssh_error(peer, stderr)
+    files = _RSYNC_FILE_ERROR.findall(stderr)
+    named = "; ".join(files[:MAX_FILES_NAMED])
+    if len(files) > MAX_FILES_NAMED:
+        named += f"; and {len(files) - MAX_FILES_NAMED} more"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    words = named or (lines[0] if lines else "no reason given")
+    if "No space left on device" in stderr or "Disk quota exceeded" in stderr or "Read-only file system" in stderr:
+        return PermanentError(
+            f"the copy from {peer.host} does not fit or may not be written here: {words}. What arrived is "
+            "incomplete and is not used; free space on this host, or abort."
+        )
+    if code == 23:
+        text = f"rsync from {peer.host} could not bring every file: {words}. The copy is incomplete and is not used."
+        return PermanentError(text) if _FATAL_ERRNO.search(named) else TransientError(text)
+    if code in _ENDINGS:
+        return PermanentError(f"rsync from {peer.host} failed (exit {code}): {_ENDINGS[code]}: {words}")
+    return TransientError(f"the transfer from {peer.host} was interrupted (rsync exit {code}): {words}")
+
+
+class OutputReader:
+    """Understands rsync's output as it comes: progress2 lines ended by CR, and the final statistics."""
+
+    _PROGRESS = re.compile(rb"^\s*(\d+)\s+\d+%.*?(?:xfr#(\d+))?")
+    _COUNT = re.compile(rb"xfr#(\d+)")
+    _STATISTIC = re.compile(rb"^([A-Z][A-Za-z -]+): (\d+)")
+
+    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
+        self._on_progress = on_progress
+        self._rest = b""
+        self._files = 0
+        self._statistics: dict[bytes, int] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        *lines, self._rest = re.split(rb"[\r\n]", self._rest + chunk)
+        for line in lines:
+            if (found := self._STATISTIC.match(line)) is not None:
+                self._statistics[found.group(1)] = int(found.group(2))
+            elif (seen := self._PROGRESS.match(line)) is not None and self._on_progress is not None:
+                if (count := self._COUNT.search(line)) is not None:
+                    self._files = int(count.group(1))
+                self._on_progress(Progress(bytes=int(seen.group(1)), files=self._files))
+
+    def result(self, seconds: float, *, vanished: bool) -> RsyncResult:
+        self.feed(b"\n")
+        return RsyncResult(
+            bytes_received=self._statistics.get(b"Total bytes received", 0),
+            files=self._statistics.get(b"Number of regular files transferred", 0),
+            literal_bytes=self._statistics.get(b"Literal data", 0),
+            matched_bytes=self._statistics.get(b"Matched data", 0),
+            seconds=seconds,
+            vanished=vanished,
+        )

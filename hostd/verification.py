@@ -1,0 +1,293 @@
+"""Compare what arrived with what the frozen source was, while the container already works on it.
+
+The container changes its data meanwhile, and those changes are right. What it has changed shows in the
+inode's change time, which no program can set: whatever is not younger than the moment the union was mounted
+must equal the source, entry by entry, contents by digest. A directory that was renamed takes its unchanged
+children with it, so the inode numbers of directories are remembered from before the mount.
+
+It must never count a difference as the container's unless the evidence says so: a false alarm keeps both
+copies, a missed one could lose data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from hostd.beneath import Beneath
+from hostd.entry import DIGEST_BYTES
+from hostd.federation import Union
+from hostd.fold import write_durably
+from hostd.manifest import Difference, Entry, compare, order_key, read_manifest, walk
+from hostd.placement import METACOPY, OVERLAY_PREFIX, REDIRECT
+
+MOUNT_MARK = "mounted-at"
+DIRECTORIES = "directories"
+DIRTY_DIRECTORIES = "directories-dirty"
+MAX_DIFFERENCES = 1000
+"""Kept for the report; all are counted."""
+WORKERS = 2
+PENDING = 64
+READ_BYTES = 1024 * 1024
+
+
+@dataclass
+class Found:
+    """The result of one tree's comparison."""
+
+    files: int = 0
+    size_bytes: int = 0
+    changed: int = 0
+    """Entries that the container changed itself."""
+    difference_count: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    def add(self, difference: Difference) -> None:
+        """Count a difference, and keep the first ones."""
+        self.difference_count += 1
+        if len(self.differences) < MAX_DIFFERENCES:
+            self.differences.append(difference)
+
+
+# --- evidence from before the mount --------------------------------------------------------------
+
+
+def remember_directories(union: Union) -> None:
+    """After a round: the inode number of every directory that has arrived. Outside of the stop window."""
+    if union.single_file:
+        return
+    with Beneath(union.upper_tree) as tree:
+        found = {b"": os.fstat(tree.root).st_ino}
+        for directory, children in tree.walk():
+            for name, status in children:
+                if stat.S_ISDIR(status.st_mode):
+                    found[directory + b"/" + name if directory else name] = status.st_ino
+    write_durably(union.stage / DIRECTORIES, msgspec.msgpack.encode(found))
+
+
+def remember_dirty_directories(union: Union, entries: Iterable[Entry]) -> None:
+    """In the stop window: the same for the directories that the dirty manifest has just made or touched."""
+    if union.single_file:
+        return
+    with Beneath(union.upper_tree) as tree:
+        found = {}
+        for entry in entries:
+            if entry.kind == "d":
+                status = tree.stat(entry.path) if entry.path else os.fstat(tree.root)
+                if status is not None:
+                    found[entry.path] = status.st_ino
+    write_durably(union.stage / DIRTY_DIRECTORIES, msgspec.msgpack.encode(found))
+
+
+def mark_mount(union: Union) -> None:
+    """Right before the mount: what changes from here on was changed by the container."""
+    write_durably(union.stage / MOUNT_MARK, b"")
+
+
+# --- the comparison --------------------------------------------------------------------------------
+
+
+def keep_evidence(union: Union, directory: Path) -> None:
+    """Before the stage is removed: keep what tells the container's changes from what arrived."""
+    kept = evidence_directory(union, directory)
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in (MOUNT_MARK, DIRECTORIES, DIRTY_DIRECTORIES):
+        file = union.stage / name
+        if file.exists():
+            shutil.copy2(file, kept / name)
+
+
+def evidence_directory(union: Union, directory: Path) -> Path:
+    """Where ``keep_evidence`` puts it, below the migration's own directory."""
+    identity = hashlib.sha256(os.fsencode(union.place)).hexdigest()[:16]
+    return directory / f"evidence-{identity}"
+
+
+class _Tree:
+    """The target's tree, with what is known of it from before the mount."""
+
+    def __init__(self, union: Union, kept: Path | None = None) -> None:
+        self.union = union
+        folded = not union.stage.exists()
+        self.root = union.place if folded or union.state().settled else union.upper_tree
+        evidence = kept if folded and kept is not None else union.stage
+        self.since_ns = (evidence / MOUNT_MARK).stat().st_mtime_ns
+        self._inodes: dict[bytes, int] = {}
+        for name in (DIRECTORIES, DIRTY_DIRECTORIES):
+            file = evidence / name
+            if file.exists():
+                self._inodes |= msgspec.msgpack.decode(file.read_bytes(), type=dict[bytes, int])
+        self._moved: dict[bytes, bool] = {}
+
+    def changed(self, inside: Beneath, path: bytes) -> bool:
+        """Whether the container has changed, made or moved here what ``path`` names now."""
+        status = inside.stat(path) if path else os.fstat(inside.root)
+        if status is None or status.st_ctime_ns > self.since_ns:
+            return True
+        return self.moved(inside, os.path.dirname(path)) if path else False
+
+    def moved(self, inside: Beneath, directory: bytes) -> bool:
+        """Whether ``directory``, or one above it, is not the one that lay there before the mount."""
+        if not directory:
+            return False
+        known = self._moved.get(directory)
+        if known is None:
+            status = inside.stat(directory)
+            same = status is not None and self._inodes.get(directory) == status.st_ino
+            known = self._moved[directory] = not same or self.moved(inside, os.path.dirname(directory))
+        return known
+
+    def removable(self, inside: Beneath, path: bytes) -> bool:
+        """Whether the container may have removed ``path``: the directory it was in has changed since."""
+        parent = os.path.dirname(path)
+        while parent:
+            status = inside.stat(parent)
+            if status is not None:
+                return status.st_ctime_ns > self.since_ns or self.moved(inside, parent)
+            parent = os.path.dirname(parent)
+        return os.fstat(inside.root).st_ctime_ns > self.since_ns
+
+
+def verify(manifest: Path, union: Union, *, check: Callable[[], None] = lambda: None) -> Found:
+    """Compare the tree of ``union`` with the source's ``manifest``. ``check`` is called often and may raise.
+
+    Raises PermanentError when either side cannot be read.
+    """
+    tree = _Tree(union)
+    found = Found()
+    if union.single_file:
+        _verify_file(manifest, tree, found)
+        return found
+    with Beneath(tree.root) as inside, ThreadPoolExecutor(WORKERS, thread_name_prefix="verify") as pool:
+        pending: deque[tuple[Entry, Future[bytes]]] = deque()
+        agreed = _pairs(manifest, tree, inside, found)
+        for expected, contents in agreed:
+            check()
+            pending.append((expected, pool.submit(_digest, contents)))
+            while len(pending) > PENDING:
+                _settle(*pending.popleft(), tree, inside, found)
+        while pending:
+            check()
+            _settle(*pending.popleft(), tree, inside, found)
+    return found
+
+
+def changed_entries(union: Union, directory: Path) -> Iterator[Entry]:
+    """Every entry of the tree as the container left it; ``stale`` where it changed the contents itself.
+
+    For going back: only what is stale has to be carried. Raises PermanentError when the tree cannot be read.
+    """
+    tree = _Tree(union, evidence_directory(union, directory))
+    if union.single_file:
+        for entry in walk(tree.root):
+            yield msgspec.structs.replace(entry, stale=tree.root.lstat().st_ctime_ns > tree.since_ns)
+        return
+    with Beneath(tree.root) as inside:
+        for entry in walk(tree.root):
+            plain = msgspec.structs.replace(_without_marks(entry), link_group=entry.link_group)
+            stale = entry.kind == "f" and entry.size > 0 and tree.changed(inside, entry.path)
+            yield msgspec.structs.replace(plain, stale=stale)
+
+
+def _pairs(manifest: Path, tree: _Tree, inside: Beneath, found: Found) -> Iterator[tuple[Entry, Path]]:
+    """Compare names and metadata; yield the regular files whose contents remain to be compared."""
+
+    def expected() -> Iterator[Entry]:
+        for entry in read_manifest(manifest):
+            yield msgspec.structs.replace(entry, link_group=0)
+
+    for left, right in _merged(expected(), walk(tree.root)):
+        if right is None:
+            assert left is not None
+            if tree.removable(inside, left.path):
+                found.changed += 1
+            else:
+                found.add(Difference(left.path, "missing", left, None))
+            continue
+        if left is None:
+            if tree.changed(inside, right.path):
+                found.changed += 1
+            else:
+                found.add(Difference(right.path, "unexpected", None, right))
+            continue
+        differences = list(compare([left], [_without_marks(right)]))
+        if tree.changed(inside, right.path):
+            found.changed += 1
+        elif differences:
+            for difference in differences:
+                found.add(difference)
+        elif right.kind == "f":
+            found.files += 1
+            found.size_bytes += right.size
+            yield left, _contents(tree, right)
+        else:
+            found.files += right.kind != "d"
+
+
+def _merged(lefts: Iterator[Entry], rights: Iterator[Entry]) -> Iterator[tuple[Entry | None, Entry | None]]:
+    left, right = next(lefts, None), next(rights, None)
+    while left is not None or right is not None:
+        if right is None or (left is not None and order_key(left.path) < order_key(right.path)):
+            yield left, None
+            left = next(lefts, None)
+        elif left is None or order_key(right.path) < order_key(left.path):
+            yield None, right
+            right = next(rights, None)
+        else:
+            yield left, right
+            left, right = next(lefts, None), next(rights, None)
+
+
+def _without_marks(entry: Entry) -> Entry:
+    kept = tuple(pair for pair in entry.xattrs if not pair[0].startswith(OVERLAY_PREFIX))
+    return msgspec.structs.replace(entry, xattrs=kept, link_group=0)
+
+
+def _contents(tree: _Tree, entry: Entry) -> Path:
+    """The file that holds the contents: the replica's for a placeholder."""
+    xattrs = dict(entry.xattrs)
+    if METACOPY in xattrs:
+        return tree.union.replica / os.fsdecode(xattrs[REDIRECT].lstrip(b"/"))
+    return tree.root / os.fsdecode(entry.path)
+
+
+def _digest(file: Path) -> bytes:
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        while part := os.read(descriptor, READ_BYTES):
+            state.update(part)
+    finally:
+        os.close(descriptor)
+    return state.digest()
+
+
+def _settle(expected: Entry, digest: Future[bytes], tree: _Tree, inside: Beneath, found: Found) -> None:
+    if digest.result() == expected.digest:
+        return
+    if tree.changed(inside, expected.path):  # while it was being read
+        found.changed += 1
+        return
+    found.add(Difference(expected.path, "contents", expected, None))
+
+
+def _verify_file(manifest: Path, tree: _Tree, found: Found) -> None:
+    """A mount of one file: it is the container's own change or it is equal."""
+    if tree.root.lstat().st_ctime_ns > tree.since_ns:
+        found.changed += 1
+        return
+    found.files += 1
+    for difference in compare(read_manifest(manifest), walk(tree.root, digest=True)):
+        found.add(difference)

@@ -1,0 +1,1 @@
+"""Writes those parts of docs/ that are generated from the code."""

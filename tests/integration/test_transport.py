@@ -1,0 +1,503 @@
+"""Real ssh, rsync and sshfs against a private sshd."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from events.errors import CancelledError, PermanentError, TransientError
+from events.schema import FileRef
+from hostd import mounts
+from hostd.transport import AuthenticationError, HostKeyError, Peer, Progress, Transport
+from tests.support.sshd import Sshd
+
+pytestmark = pytest.mark.root
+
+ODD = b"we ird'\"$(id)*[a]\\b;\xc3\xa9\xff\n#"
+DEADLINE_SECONDS = 20.0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+class Place:
+    """A private directory, an sshd and a transport."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.sshd = Sshd(directory / "sshd").start()
+        self.transport = Transport(directory / "run")
+        self.source = directory / "source"
+        self.target = directory / "target"
+        self.incoming = directory / "incoming"
+        for made in (self.source, self.target, self.incoming):
+            made.mkdir()
+
+    @property
+    def peer(self) -> Peer:
+        return self.sshd.peer
+
+    def ssh_processes(self) -> list[int]:
+        run_dir = os.fsencode(self.directory / "run")
+        return [
+            pid
+            for program in (b"ssh", b"rsync", b"sshfs", b"setpriv")
+            for pid in mounts.processes_with_argument(run_dir, program=program)
+        ]
+
+    def close(self) -> None:
+        for record in reversed(mounts.mounts_below(self.directory)):
+            self.sshd.thaw()
+            mounts.unmount(record.point)
+        self.transport.close()
+        self.sshd.stop()
+        shutil.rmtree(os.fsencode(self.directory))
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    here = Place(Path(tempfile.mkdtemp(prefix="cargo-t-", dir="/tmp")))
+    try:
+        yield here
+    finally:
+        here.close()
+
+
+def test_one_connection_is_shared_and_nothing_is_left_when_closed(place: Place) -> None:
+    place.transport.check(place.peer)
+    place.transport.check(place.peer)
+    assert len(place.ssh_processes()) == 1
+    place.transport.close()
+    wait_for(lambda: not place.ssh_processes())
+
+
+def test_a_second_life_of_the_agent_takes_over_the_connection_of_the_first(place: Place) -> None:
+    """A3: the control socket survives; the new agent uses it, and ends it."""
+    place.transport.check(place.peer)
+    again = Transport(place.directory / "run")
+    again.check(place.peer)
+    assert len(place.ssh_processes()) == 1
+    again.close()
+    wait_for(lambda: not place.ssh_processes())
+
+
+def test_a_changed_host_key_stops_everything(place: Place) -> None:
+    """C8: a security error, from check, rsync and sshfs alike."""
+    place.sshd.stop()
+    place.sshd.change_host_key()
+    place.sshd.start()
+    with pytest.raises(HostKeyError, match="SECURITY"):
+        place.transport.check(place.peer)
+    with pytest.raises(HostKeyError):
+        place.transport.rsync_pull(place.peer, os.fsencode(place.source), place.target, temp_dir=place.incoming)
+    with pytest.raises(HostKeyError):
+        place.transport.mount_remote(place.peer, os.fsencode(place.source), place.target)
+    assert not place.ssh_processes()
+
+
+def test_an_unpinned_host_key_is_refused(place: Place) -> None:
+    """C8."""
+    place.sshd.known_hosts.write_text("")
+    with pytest.raises(HostKeyError, match="no pinned host key"):
+        place.transport.check(place.peer)
+
+
+def test_the_pinned_key_belongs_to_the_name_and_not_to_the_address(place: Place) -> None:
+    """C9: the same host is reached at another address without another line in known_hosts."""
+    peer = Peer("alpha", "localhost", place.sshd.port, "root", place.sshd.identity, place.sshd.known_hosts)
+    place.transport.check(peer)
+
+
+def test_a_removed_key_is_a_permanent_failure(place: Place) -> None:
+    """C7."""
+    place.sshd.authorized_keys.write_text("")
+    with pytest.raises(AuthenticationError):
+        place.transport.check(place.peer)
+
+
+def test_an_unreachable_host_is_a_transient_failure_and_a_later_check_succeeds(place: Place) -> None:
+    """C1."""
+    place.sshd.stop()
+    with pytest.raises(TransientError):
+        place.transport.check(place.peer)
+    place.sshd.start()
+    place.transport.check(place.peer)
+
+
+def test_a_broken_master_connection_is_replaced(place: Place) -> None:
+    place.transport.check(place.peer)
+    place.sshd.stop()
+    place.sshd.start()
+    wait_for(lambda: not place.ssh_processes())
+    place.transport.check(place.peer)
+    assert len(place.ssh_processes()) == 1
+
+
+def test_odd_names_are_data_all_the_way(place: Place) -> None:
+    """D19: tree, directories and files with quotes, wildcards, newlines and bytes that are no text."""
+    tree = os.fsencode(place.source) + b"/" + ODD
+    os.makedirs(tree + b"/" + ODD)
+    names = [ODD + b"/" + ODD, b"-dash", b"#hash", b";semicolon", b" ", b"\n"]
+    for name in names:
+        Path(os.fsdecode(tree + b"/" + name)).write_bytes(name)
+    place.transport.rsync_pull(
+        place.peer, tree, place.target, temp_dir=place.incoming, files_from=[ODD, *names], live=False
+    )
+    target = os.fsencode(place.target)
+    for name in names:
+        assert Path(os.fsdecode(target + b"/" + name)).read_bytes() == name
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    place.transport.mount_remote(place.peer, tree, mountpoint)
+    assert sorted(os.listdir(os.fsencode(mountpoint))) == sorted(os.listdir(tree))
+    place.transport.unmount_remote(mountpoint)
+
+
+def test_a_tree_arrives_with_everything_that_a_file_has(place: Place) -> None:
+    """D15, D16, D17, D18: links, holes, attributes, ACLs, capabilities, devices and pipes."""
+    file = place.source / "file"
+    file.write_bytes(b"x" * 5000)
+    os.link(file, place.source / "link")
+    os.setxattr(file, "user.colour", b"blue")
+    subprocess.run(["setfacl", "-m", "u:1234:r", file], check=True)
+    subprocess.run(["setcap", "cap_net_raw+ep", file], check=True)
+    os.mknod(place.source / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mkfifo(place.source / "pipe")
+    with (place.source / "holes").open("wb") as holes:
+        holes.truncate(10_000_000)
+        holes.write(b"start")
+    os.utime(file, ns=(1, 1_234_567_890_123_456_789))
+    seen: list[Progress] = []
+    result = place.transport.rsync_pull(
+        place.peer, str(place.source), place.target, temp_dir=place.incoming, on_progress=seen.append
+    )
+    assert result.files == 2
+    assert result.literal_bytes >= 5000
+    assert seen and seen[-1].files == 2
+    arrived = place.target / "file"
+    assert arrived.stat().st_mtime_ns == 1_234_567_890_123_456_789
+    assert arrived.stat().st_ino == (place.target / "link").stat().st_ino
+    assert {name: os.getxattr(arrived, name) for name in os.listxattr(arrived)} == {
+        name: os.getxattr(file, name) for name in os.listxattr(file)
+    }
+    assert (place.target / "null").stat().st_rdev == os.makedev(1, 3)
+    assert stat.S_ISFIFO((place.target / "pipe").lstat().st_mode)
+    assert (place.target / "holes").stat().st_blocks * 512 < 1_000_000
+
+
+def test_overlay_marks_of_the_target_are_neither_carried_nor_stripped(place: Place) -> None:
+    os.setxattr(place.target, "trusted.overlay.opaque", b"y")
+    (place.source / "sub").mkdir()
+    os.setxattr(place.source / "sub", "trusted.overlay.opaque", b"y")
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming)
+    assert os.getxattr(place.target, "trusted.overlay.opaque") == b"y"
+    assert "trusted.overlay.opaque" not in os.listxattr(place.target / "sub")
+
+
+def test_a_later_round_deletes_what_is_gone_and_only_that(place: Place) -> None:
+    for name in ("stays", "goes", "changes"):
+        (place.source / name).write_text(name)
+    pull = {"temp_dir": place.incoming}
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, **pull)
+    (place.source / "goes").unlink()
+    (place.source / "changes").unlink()
+    (place.source / "changes").mkdir()
+    place.transport.rsync_pull(
+        place.peer, str(place.source), place.target, files_from=[b"goes", b"changes"], live=True, **pull
+    )
+    assert sorted(os.listdir(place.target)) == ["changes", "stays"]
+    assert (place.target / "changes").is_dir()
+
+
+def test_an_empty_source_never_empties_the_target(place: Place) -> None:
+    """D7, D22: an unmounted source looks like an empty directory."""
+    (place.target / "precious").write_text("data")
+    with pytest.raises(PermanentError, match="may not be mounted"):
+        place.transport.rsync_pull(
+            place.peer, str(place.source), place.target, temp_dir=place.incoming, expect_entries=1
+        )
+    with pytest.raises((PermanentError, TransientError)):
+        place.transport.rsync_pull(place.peer, str(place.source) + "-gone", place.target, temp_dir=place.incoming)
+    assert (place.target / "precious").read_text() == "data"
+
+
+def test_contents_that_changed_behind_size_and_time_are_found_by_checksum_and_by_rereading(place: Place) -> None:
+    """A18: the quick check alone would miss them, also against a basis of equal size and time."""
+    for name in ("a", "b"):
+        (place.source / name).write_bytes(b"new!" * 1000)
+        (place.target / name).write_bytes(b"old!" * 1000)
+        for tree in (place.source, place.target):
+            os.utime(tree / name, ns=(10**18, 10**18))
+    basis, replica = place.directory / "basis", place.directory / "replica"
+    shutil.copytree(place.target, basis)
+    replica.mkdir()
+    quick = place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming)
+    assert quick.files == 0
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming, checksum=True)
+    assert (place.target / "a").read_bytes() == b"new!" * 1000
+    place.transport.rsync_pull(
+        place.peer,
+        str(place.source),
+        replica,
+        temp_dir=place.incoming,
+        files_from=[b"a", b"b"],
+        delete=False,
+        reread=True,
+        basis=basis,
+    )
+    assert (replica / "b").read_bytes() == b"new!" * 1000
+    assert (basis / "b").read_bytes() == b"old!" * 1000
+
+
+def test_a_basis_saves_traffic(place: Place) -> None:
+    contents = secrets.token_bytes(1_000_000)
+    (place.source / "big").write_bytes(contents + b"tail")
+    basis, replica = place.directory / "basis", place.directory / "replica"
+    basis.mkdir()
+    replica.mkdir()
+    (basis / "big").write_bytes(contents)
+    result = place.transport.rsync_pull(
+        place.peer,
+        str(place.source),
+        replica,
+        temp_dir=place.incoming,
+        files_from=[b"big"],
+        delete=False,
+        reread=True,
+        basis=basis,
+    )
+    assert (replica / "big").read_bytes() == contents + b"tail"
+    assert result.bytes_received < 100_000
+    assert result.matched_bytes > 900_000
+
+
+def test_a_single_file_is_a_tree_too(place: Place) -> None:
+    (place.source / "app.conf").write_text("one")
+    to = place.target / "tree"
+    for text in ("one", "two"):
+        (place.source / "app.conf").write_text(text)
+        place.transport.rsync_pull(
+            place.peer, str(place.source / "app.conf"), to, temp_dir=place.incoming, single_file=True, checksum=True
+        )
+        assert to.read_text() == text
+
+
+def test_a_file_that_cannot_be_brought_is_named(place: Place) -> None:
+    """D1: exit 23 is a failure that says which file."""
+    (place.source / "good").write_text("good")
+    with pytest.raises((PermanentError, TransientError), match="absent"):
+        place.transport.rsync_pull(
+            place.peer,
+            str(place.source),
+            place.target,
+            temp_dir=place.incoming,
+            files_from=[b"good", b"absent"],
+            delete=False,
+        )
+
+
+def test_a_transfer_stops_when_it_is_told_to_and_goes_on_later(place: Place) -> None:
+    (place.source / "big").write_bytes(secrets.token_bytes(3_000_000))
+    cancelled = threading.Event()
+    partial = place.directory / "partial"
+    with pytest.raises(CancelledError):
+        place.transport.rsync_pull(
+            place.peer,
+            str(place.source),
+            place.target,
+            temp_dir=place.incoming,
+            partial_dir=partial,
+            bwlimit_kib=500,
+            on_progress=lambda progress: cancelled.set() if progress.bytes > 100_000 else None,
+            cancelled=cancelled,
+        )
+    assert not (place.target / "big").exists()
+    result = place.transport.rsync_pull(
+        place.peer, str(place.source), place.target, temp_dir=place.incoming, partial_dir=partial
+    )
+    assert (place.target / "big").read_bytes() == (place.source / "big").read_bytes()
+    assert result.matched_bytes > 0
+
+
+def test_a_source_that_dies_in_the_middle_is_transient_and_the_transfer_resumes(place: Place) -> None:
+    """D3, A6: an interrupted stream is resumed; nothing half-made is under a final name."""
+    (place.source / "big").write_bytes(secrets.token_bytes(3_000_000))
+    killed = threading.Event()
+
+    def kill(progress: Progress) -> None:
+        if progress.bytes > 100_000 and not killed.is_set():
+            killed.set()
+            place.sshd.stop()
+
+    partial = place.directory / "partial"
+    with pytest.raises(TransientError):
+        place.transport.rsync_pull(
+            place.peer,
+            str(place.source),
+            place.target,
+            temp_dir=place.incoming,
+            partial_dir=partial,
+            bwlimit_kib=500,
+            on_progress=kill,
+        )
+    assert not (place.target / "big").exists()
+    place.sshd.start()
+    place.transport.rsync_pull(
+        place.peer, str(place.source), place.target, temp_dir=place.incoming, partial_dir=partial
+    )
+    assert (place.target / "big").read_bytes() == (place.source / "big").read_bytes()
+
+
+def test_a_full_target_is_a_permanent_failure(place: Place) -> None:
+    """D4: ENOSPC."""
+    small = place.directory / "small"
+    small.mkdir()
+    mounts.mount("tmpfs", "none", small, "size=256k")
+    (small / "target").mkdir()
+    (small / "incoming").mkdir()
+    (place.source / "big").write_bytes(secrets.token_bytes(1_000_000))
+    with pytest.raises(PermanentError, match="does not fit"):
+        place.transport.rsync_pull(place.peer, str(place.source), small / "target", temp_dir=small / "incoming")
+
+
+def test_a_fetched_file_is_what_was_announced_or_nothing(place: Place) -> None:
+    """D23: size and SHA-256 are compared; a wrong file does not replace a good one."""
+    file = place.source / "odd *[name]"
+    file.write_bytes(b"manifest")
+    good = FileRef(path=str(file), size_bytes=8, sha256=hashlib.sha256(b"manifest").hexdigest())
+    to = place.target / "manifest"
+    place.transport.fetch(place.peer, good, to)
+    assert to.read_bytes() == b"manifest"
+    assert stat.S_IMODE(to.stat().st_mode) == 0o600
+    for wrong in (
+        FileRef(path=str(file), size_bytes=8, sha256="0" * 64),
+        FileRef(path=str(file), size_bytes=7, sha256=good.sha256),
+        FileRef(path=str(file) + "-absent", size_bytes=8, sha256=good.sha256),
+        FileRef(path=str(place.source), size_bytes=4096, sha256=good.sha256),
+    ):
+        with pytest.raises((PermanentError, TransientError)):
+            place.transport.fetch(place.peer, wrong, to)
+    assert to.read_bytes() == b"manifest"
+    assert os.listdir(place.target) == ["manifest"]
+
+
+def test_a_remote_view_opened_early_shows_later_changes_exactly(place: Place) -> None:
+    """The view is made before the source stops and read after: sizes and contents must not be remembered."""
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    file = place.source / "file"
+    file.write_bytes(b"short")
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    assert (mountpoint / "file").read_bytes() == b"short"
+    file.write_bytes(b"much longer than before")
+    assert (mountpoint / "file").stat().st_size == 23
+    assert (mountpoint / "file").read_bytes() == b"much longer than before"
+    (place.source / "new").write_bytes(b"new")
+    assert (mountpoint / "new").read_bytes() == b"new"
+    with pytest.raises(OSError, match="Read-only"):
+        (mountpoint / "file").write_bytes(b"x")
+
+
+def test_a_remote_view_cannot_make_this_host_read_its_own_files(place: Place) -> None:
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    secret = place.directory / "secret"
+    secret.write_text("of the target")
+    (place.source / "trap").symlink_to(secret)
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    with pytest.raises(OSError):
+        (mountpoint / "trap").read_text()
+
+
+def test_mounting_twice_is_harmless_and_unmounting_leaves_no_process(place: Place) -> None:
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    for _ in range(2):
+        place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    assert len(mounts.mounts_below(mountpoint)) == 1
+    for _ in range(2):
+        place.transport.unmount_remote(mountpoint)
+    assert not mounts.is_mounted(mountpoint)
+    place.transport.close()
+    wait_for(lambda: not place.ssh_processes())
+
+
+def test_a_tree_that_is_not_there_cannot_be_mounted(place: Place) -> None:
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    with pytest.raises(PermanentError, match="cannot be shown"):
+        place.transport.mount_remote(place.peer, str(place.source) + "-gone", mountpoint)
+    assert not mounts.is_mounted(mountpoint)
+
+
+def test_a_killed_sshfs_is_noticed_and_replaced(place: Place) -> None:
+    """D14, A6: the probe says so without hanging, and mounting again heals it."""
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    (place.source / "file").write_text("here")
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    [pid] = mounts.processes_with_argument(os.fsencode(mountpoint), program=b"sshfs")
+    os.kill(pid, 9)
+    wait_for(lambda: not place.transport.probe(mountpoint))
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    assert (mountpoint / "file").read_text() == "here"
+
+
+def test_a_frozen_peer_is_noticed_by_the_probe_within_its_time(place: Place) -> None:
+    """D14, C1: whoever looks may hang, so a child looks."""
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    assert place.transport.probe(mountpoint)
+    place.sshd.freeze()
+    assert not place.transport.probe(mountpoint, timeout_seconds=0.5)
+    place.sshd.thaw()
+    wait_for(lambda: place.transport.probe(mountpoint))
+
+
+def test_reads_go_on_after_the_peer_has_come_back(place: Place) -> None:
+    """C1: what is read while the peer is away fails with an error, never with wrong data; later reads reconnect."""
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    (place.source / "file").write_text("contents")
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    place.sshd.stop()
+    with pytest.raises(OSError):
+        (mountpoint / "file").read_text()
+    place.sshd.start()
+
+    def reads() -> bool:
+        try:
+            return (mountpoint / "file").read_text() == "contents"
+        except OSError:
+            return False
+
+    wait_for(reads)
+
+
+def test_a_view_in_use_is_not_torn_away(place: Place) -> None:
+    """O12: no lazy unmount; the error names who holds it."""
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    (place.source / "file").write_text("contents")
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    with (mountpoint / "file").open() as held:
+        with pytest.raises(TransientError, match=f"pid {os.getpid()}"):
+            place.transport.unmount_remote(mountpoint)
+        assert held.read() == "contents"
+    place.transport.unmount_remote(mountpoint)

@@ -1,0 +1,49 @@
+"""What a person may ask of a migration under way."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.controls import answer, parse
+from coordinator.lifecycle import fold
+from events import schema
+from tests.support.histories import History
+
+
+def test_a_bare_word_and_json_mean_the_same() -> None:
+    assert parse(b"abort").name == parse(b' {"control": "abort"} ').name == "abort"
+
+
+@pytest.mark.parametrize("raw", [b"", b"explode", b"[]", b'{"control":1}', b'{"control":"abort","x":1}', b"\xff"])
+def test_what_cannot_be_understood_is_refused_with_a_reason(raw: bytes) -> None:
+    reply = answer(parse(raw), fold(History().up_to("prepare_ordered").events))
+    assert isinstance(reply, schema.ControlRefused)
+    assert reply.reason
+
+
+@given(st.binary(max_size=5000))
+def test_no_control_crashes_the_parser(raw: bytes) -> None:
+    parse(raw)
+
+
+@pytest.mark.parametrize("reached", ["requested", "prepare_ordered", "sync_armed", "source_stopped"])
+def test_an_abort_is_obeyed_before_the_claim(reached: str) -> None:
+    reply = answer(parse(b'{"control":"abort","reason":"changed my mind"}'), fold(History().up_to(reached).events))
+    assert reply == schema.AbortOrdered(reason="changed my mind", by_person=True)
+
+
+@pytest.mark.parametrize("reached", ["target_claimed", "verified", "completed"])
+def test_an_abort_after_the_claim_is_answered_with_a_reason(reached: str) -> None:
+    reply = answer(parse(b"abort"), fold(History().up_to(reached).events))
+    assert isinstance(reply, schema.ControlRefused)
+
+
+def test_asking_twice_changes_nothing() -> None:
+    history = History().up_to("prepare_ordered")
+    history.add("abort_ordered")
+    assert answer(parse(b"abort"), fold(history.events)) is None
+
+
+def test_pausing_is_possible_until_the_stop() -> None:
+    assert isinstance(answer(parse(b"pause"), fold(History().up_to("sync_armed").events)), schema.Paused)
+    assert isinstance(answer(parse(b"pause"), fold(History().up_to("source_stopped").events)), schema.ControlRefused)
