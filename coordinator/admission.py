@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from events.keyspace import valid_container_name, valid_host_name, valid_migration_id
 from events.records import ContainerRecord, HostRecord
-from events.schema import Data, Rejected, Request, Requested
+from events.schema import Data, Rejected, Request, Requested, Strategy
 
 MAX_REQUEST_BYTES = 16 * 1024
 """A request is a handful of fields; more is a mistake or an attack on the parser."""
 MAX_SHOWN_CHARACTERS = 1000
 SPACE_MARGIN = 1.1
 """Free space that the target must have, as a multiple of the data: blocks, directories, rounding."""
-STRATEGIES = ("hybrid",)
+STRATEGIES = get_args(Strategy)
+MAX_DOWNTIME_BUDGET_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ _FIELDS: dict[str, _Field] = {
     "strategy": _Field(lambda v: v in STRATEGIES, "one of: " + ", ".join(STRATEGIES)),
     "max_rounds": _Field(_is_int(1, 50), "a number from 1 to 50"),
     "bwlimit_kib": _Field(_is_int(0, 2**31 - 1), "a number of KiB per second, 0 for no limit"),
+    "downtime_budget_seconds": _Field(
+        lambda v: type(v) in (int, float) and 0 <= v <= MAX_DOWNTIME_BUDGET_SECONDS,
+        f"a number of seconds from 0 to {MAX_DOWNTIME_BUDGET_SECONDS}",
+    ),
     "stop_timeout_seconds": _Field(lambda v: v is None or _is_int(0, 86400)(v), "a number of seconds from 0 to 86400"),
     "on_release": _Field(lambda v: v in ("keep", "remove"), "keep or remove"),
 }

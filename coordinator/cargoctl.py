@@ -99,7 +99,14 @@ def migrate(store: Store, options: argparse.Namespace) -> int:
         "source": options.source,
         "target": options.target,
     }
-    for name in ("strategy", "max_rounds", "bwlimit_kib", "stop_timeout_seconds", "on_release"):
+    for name in (
+        "strategy",
+        "downtime_budget_seconds",
+        "max_rounds",
+        "bwlimit_kib",
+        "stop_timeout_seconds",
+        "on_release",
+    ):
         value = getattr(options, name)
         if value is not None:
             request[name] = value
@@ -306,7 +313,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help="host it runs on")
     sub.add_argument("target", help="host to move it to")
     sub.add_argument("--id", help="name of the migration (default: made from the container's)")
-    sub.add_argument("--strategy", help="hybrid (default)")
+    sub.add_argument("--strategy", help="hybrid (default), postcopy, precopy, cold or auto")
+    sub.add_argument("--downtime-budget-seconds", type=float, help="finish a remainder that fits, instead of a union")
     sub.add_argument("--max-rounds", type=int, help="upper bound of pre-copy rounds (default 5)")
     sub.add_argument("--bwlimit-kib", type=int, help="limit of the transfers, KiB per second")
     sub.add_argument("--stop-timeout-seconds", type=int, help="grace before the container is killed")

@@ -133,6 +133,7 @@ class Lifecycle:
     carried_back: bool = False
     restored: bool = False
     cleaned: bool = False
+    tracking_losses: int = 0
     tracking_lost: str = ""
     """Why the source refused to cut over: its tracker cannot vouch for the dirty set."""
     failures: tuple[tuple[str, StepFailed], ...] = ()
@@ -201,7 +202,7 @@ def _remember(after: Lifecycle, event: Event) -> Lifecycle:
             return replace(after, rounds=(*after.rounds, done), round_finished=data.round)
         case StepFailed() as data:
             if data.code == "tracking_lost":
-                return replace(after, tracking_lost=data.reason)
+                return replace(after, tracking_lost=data.reason, tracking_losses=after.tracking_losses + 1)
             key = f"{event.by}:{data.step}"
             kept = tuple(pair for pair in after.failures if pair[0] != key)
             return replace(after, failures=(*kept, (key, data)))
@@ -283,21 +284,20 @@ def _after_round(lifecycle: Lifecycle) -> Decision:
     if choice.another_round:
         order = SyncOrdered(round=lifecycle.round_ordered + 1, why=choice.why)
         return _order(lifecycle, order, f"ordering pre-copy round {order.round}: {choice.why}")
+    if lifecycle.tracking_losses >= MAX_TRACKING_LOSSES:
+        why = f"{choice.why}; changes cannot be tracked, so everything counts as changed"
+        return _order(lifecycle, CutoverOrdered(why=why, untracked=True), f"ordering the cut-over: {why}")
     return _order(lifecycle, CutoverOrdered(why=choice.why), f"ordering the cut-over: {choice.why}")
 
 
-MAX_TRACKING_RETRIES = 5
-"""A source whose tracker is lost this often in a row (a queue that always overflows) is not going to
-keep it: abort, while the container still runs there."""
+MAX_TRACKING_LOSSES = 2
+"""A source whose tracker is lost this often (too few watches, a queue that always overflows) is not going to
+keep it: then the whole tree is federated, and nothing is assumed."""
 
 
 def _during_cut_over(lifecycle: Lifecycle) -> Decision:
     if not lifecycle.tracking_lost or lifecycle.source_stopped:
         return Decision(waiting_for(lifecycle))
-    assert lifecycle.request is not None
-    if lifecycle.round_ordered >= lifecycle.request.max_rounds + MAX_TRACKING_RETRIES:
-        reason = f"changes on the source cannot be tracked: {lifecycle.tracking_lost}"
-        return _order(lifecycle, AbortOrdered(reason=reason), f"aborting: {reason}")
     order = SyncOrdered(
         round=lifecycle.round_ordered + 1,
         why=f"the source cannot vouch for its dirty set ({lifecycle.tracking_lost}); compare everything",

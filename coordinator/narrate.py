@@ -55,10 +55,10 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
             how = "had to be killed" if data.unclean else "stopped"
             return f"{how}, exit code {data.exit_code}; {_dirty(data.dirty)} since the last round"
         case schema.TargetClaimed():
-            return "point of no return"
+            return "point of no return" + (f"; {data.remainder_why}" if data.remainder_why else "")
         case schema.TargetStarted():
             ports = ", ".join(f"{port.host_ip}:{port.host_port}" for port in data.ports)
-            return f"runs on the union{', ' + ports if ports else ''}"
+            return "runs" + (f" on {ports}" if ports else "")
         case schema.FillFinished():
             return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
         case schema.SourceDigested():
@@ -88,6 +88,8 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
             return f"{data.step}: {data.reason} ({data.advice})"
         case schema.StepRecovered():
             return data.step
+        case schema.BwlimitOrdered():
+            return f"transfers limited to {data.kib} KiB/s" if data.kib else "transfers not limited any more"
         case schema.ControlRefused():
             return f"{data.control}: {data.reason}"
     return ""

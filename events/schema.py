@@ -40,17 +40,24 @@ class FileRef(Data, frozen=True, kw_only=True):
     sha256: str
 
 
+Strategy = Literal["hybrid", "postcopy", "precopy", "cold", "auto"]
+"""How the data travels. ``auto`` is only asked for; the order to cut over names what it came to."""
+
+
 class Request(Data, frozen=True, kw_only=True):
     """What a person asked for: the value of ``requests/<id>``, with the defaults filled in."""
 
     container: str
     source: str
     target: str
-    strategy: Literal["hybrid"] = "hybrid"
+    strategy: Strategy = "hybrid"
     max_rounds: int = 5
     """Upper bound of pre-copy rounds, 1..50."""
     bwlimit_kib: int = 0
     """Limit of the background transfers in KiB/s; 0 means none."""
+    downtime_budget_seconds: float = 0.0
+    """A remainder that is expected to arrive within this time is brought inside the stop window, so that no union
+    is needed; 0 federates any remainder."""
     stop_timeout_seconds: int | None = None
     """Grace before the container is killed; None takes the container's own, or Docker's 10 s."""
     on_release: Literal["keep", "remove"] = "keep"
@@ -167,6 +174,8 @@ class SyncOrdered(Data, frozen=True, kw_only=True):
 
     round: int
     why: str
+    contents: bool = True
+    """False: only names and metadata of the whole tree; contents follow after the cut-over (``postcopy``)."""
 
 
 class SyncArmed(Data, frozen=True, kw_only=True):
@@ -198,6 +207,12 @@ class CutoverOrdered(Data, frozen=True, kw_only=True):
     """c: stop on the source, start on the target."""
 
     why: str
+    untracked: bool = False
+    """The source cannot track changes: stop all the same, and list the whole tree as changed."""
+    strategy: Strategy | Literal[""] = ""
+    """How the remainder is brought; empty: as the request says."""
+    downtime_budget_seconds: float = 0.0
+    """What bringing it inside the stop window may cost; 0: as the request says."""
 
 
 class SourceStopped(Data, frozen=True, kw_only=True):
@@ -215,6 +230,10 @@ class SourceStopped(Data, frozen=True, kw_only=True):
 
 class TargetClaimed(Data, frozen=True, kw_only=True):
     """t: the point of no return. The target alone may run the container from here on."""
+
+    remainder: Literal["", "none", "finished", "federated"] = ""
+    """What became of contents that had not arrived before the stop; empty in histories from before it was told."""
+    remainder_why: str = ""
 
 
 class TargetStarted(Data, frozen=True, kw_only=True):
@@ -367,6 +386,12 @@ class RolledBack(Data, frozen=True, kw_only=True):
 # --- any time ----------------------------------------------------------------------------------
 
 
+class BwlimitOrdered(Data, frozen=True, kw_only=True):
+    """c: from now on transfers are limited to ``kib`` KiB/s, 0 for no limit, those under way included."""
+
+    kib: int
+
+
 class StepFailed(Data, frozen=True, kw_only=True):
     """s, t or c: a step did not succeed.
 
@@ -463,6 +488,7 @@ EVENT_TYPES: dict[str, EventType] = {
     "control_refused": EventType(ControlRefused, (C,), None),
     "paused": EventType(Paused, (C,), None),
     "resumed": EventType(Resumed, (C,), None),
+    "bwlimit_ordered": EventType(BwlimitOrdered, (C,), None),
 }
 
 TERMINAL_PHASES = frozenset({"rejected", "completed", "finalised", "aborted", "rolled_back"})

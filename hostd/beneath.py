@@ -130,17 +130,22 @@ class Beneath:
 
     def make_parents(self, path: bytes, mode: int = 0o700) -> None:
         """Create the missing directories above ``path``."""
+        missing = []
         parent = os.path.dirname(path)
-        if not parent or self.stat(parent) is not None:
-            return
-        self.make_parents(parent, mode)
-        at, name = self.locate(parent)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, mode, dir_fd=at)
+        while parent and self.stat(parent) is None:
+            missing.append(parent)
+            parent = os.path.dirname(parent)
+        for directory in reversed(missing):
+            at, name = self.locate(directory)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, mode, dir_fd=at)
 
-    def walk(self) -> Iterator[tuple[bytes, list[tuple[bytes, os.stat_result]]]]:
-        """Each directory's path with its entries (name, lstat), parents first. Never enters a mount point."""
-        queue = [b""]
+    def walk(self, start: bytes = b"") -> Iterator[tuple[bytes, list[tuple[bytes, os.stat_result]]]]:
+        """The path of each directory from ``start`` down, with its entries (name, lstat), parents first.
+
+        Never enters a mount point.
+        """
+        queue = [start]
         while queue:
             path = queue.pop()
             at = self.directory(path)

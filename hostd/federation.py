@@ -172,8 +172,8 @@ class Union:
                 directory.mkdir(mode=0o700, exist_ok=True)
         if not self.single_file:
             self.upper_tree.mkdir(mode=0o700, exist_ok=True)
-            self._mark_opaque()
             if not mounts.is_mounted(self.stage / "merged"):
+                self._mark_opaque()
                 self._try_overlay()
 
     def attach_remote(self, transport: Transport, peer: Peer, tree: bytes | str) -> None:
@@ -220,6 +220,14 @@ class Union:
             words = done.stderr.decode("utf-8", "replace").strip()
             raise PermanentError(f"mergerfs could not be mounted on {lower}: {words or 'no reason given'}")
 
+    def prune(self, entries: Iterable[Entry]) -> int:
+        """Before a round that pulls only what a manifest lists: remove what the manifest says is gone.
+
+        Returns the number of paths removed. Raises PermanentError while the union is mounted.
+        """
+        self._require_unmounted("nothing can be removed from its tree")
+        return placement.prune(self.upper_tree, self.stage / "spare", entries)
+
     def mount_merged(self) -> None:
         """Mount the overlay and bind it onto the place. The container may start afterwards.
 
@@ -236,7 +244,7 @@ class Union:
             except PermanentError as error:
                 raise RefusedError([f"this host cannot mount the union for {self.place}: {error}"]) from error
         record = mounts.mount_at(merged)
-        if record is None or b"metacopy=on" not in record.options.split(b","):
+        if record is None or not _metacopy_is_on(record.options):
             mounts.unmount(merged)
             raise RefusedError(
                 ["the kernel mounted the union without metacopy, so files would appear empty; it was unmounted again"]
@@ -337,11 +345,11 @@ class Union:
         swap_into_place(self.upper_tree, self.place, self._swap_journal)
 
     def place_plain(self) -> None:
-        """Nothing is stale: swap the tree into its place without any union. Harmless when repeated.
+        """Everything is here: swap the tree into its place without any union. Harmless when repeated.
 
         Raises PermanentError when contents of files are still elsewhere.
         """
-        if not swapped(self.place, self._swap_journal) and self._placeholders():
+        if not swapped(self.place, self._swap_journal) and self.fill_list():
             raise PermanentError(f"files of {self.place} have their contents on the source: it needs the union")
         self.fold()
 
@@ -365,7 +373,7 @@ class Union:
             self._remove_empty_place()
         try:
             with Beneath(self.stage) as inside:
-                for name in (*_DIRECTORIES, "trash"):
+                for name in _DIRECTORIES:
                     remove_tree(inside.root, name.encode(), self.stage / "trash")
                 empty_directory(inside.root)
             self.stage.rmdir()
@@ -468,6 +476,15 @@ class Union:
 def fold_placeholders(tree: Path, contents: Path, stage: Path) -> None:
     """Give every placeholder of ``tree`` its data from ``contents``, by renames. Harmless when repeated."""
     fold_tree(tree, contents, stage / "spare", stage / "fold.journal")
+
+
+def _metacopy_is_on(options: bytes) -> bool:
+    """Whether an overlay reads contents from below. The kernel shows the option only where it is no default."""
+    shown = options.split(b",")
+    if b"metacopy=on" in shown or b"metacopy=off" in shown:
+        return b"metacopy=on" in shown
+    default = Path("/sys/module/overlay/parameters/metacopy")
+    return default.exists() and default.read_text().strip() == "Y"
 
 
 def _answers(mountpoint: Path) -> bool:

@@ -16,6 +16,7 @@ import stat
 import threading
 from collections.abc import Collection, Generator, Mapping, MutableMapping
 from contextlib import closing
+from typing import NamedTuple
 
 from hostd.beneath import open_beneath
 
@@ -83,12 +84,29 @@ def _is_below(path: bytes, folders: Collection[bytes]) -> bool:
 
 
 class _Group:
-    __slots__ = ("mtime_ns", "names", "size")
+    __slots__ = ("names", "seen")
 
     def __init__(self) -> None:
         self.names: set[bytes] = set()
-        self.mtime_ns = 0
-        self.size = 0
+        self.seen: _Status = None
+
+
+_Status = tuple[int, int, int, int, int] | None
+"""Time, size, mode and owner of a file as last seen; None if it never was."""
+
+
+def _status(found: os.stat_result) -> tuple[int, int, int, int, int]:
+    return found.st_mtime_ns, found.st_size, found.st_mode, found.st_uid, found.st_gid
+
+
+class _Left(NamedTuple):
+    """A path that led to a file of several names and does no longer."""
+
+    path: bytes
+    inode: int
+    names: frozenset[bytes]
+    """All that the file had when the dirty set began, as far as known."""
+    seen: _Status
 
 
 class LinkIndex:
@@ -113,7 +131,7 @@ class LinkIndex:
             if many and status is not None:
                 group = self._groups.setdefault(status.st_ino, _Group())
                 group.names.add(path)
-                group.mtime_ns, group.size = status.st_mtime_ns, status.st_size
+                group.seen = _status(status)
                 self._inodes[path] = status.st_ino
 
     def names(self, inode: int) -> list[bytes]:
@@ -126,58 +144,70 @@ class LinkIndex:
         """Bring the index up to date with a dirty set, and add to the set what only the index can tell.
 
         ``linked`` holds the inodes that were seen under paths when these were made as further names. If a path
-        no longer leads to a file of several names that it led to, the others may have been written through it:
-        they are marked if the path was written to, or if their time or size is another than before.
+        no longer leads to a file of several names that it led to, the others may have been changed through it:
+        they are marked if that path was changed, or if their time, size, mode or owner is another than before.
         Costs one walk over the tree's names, without any ``stat``, when a file of a single name got others.
         """
         with self._lock:
-            left, fresh = self._look_at(root, marks, linked)
-            lost = {inode for path, inode, _, _ in left if path in linked and inode not in self._groups}
+            left, fresh, loose = self._look_at(root, marks, linked)
+            lost = {one.inode for one in left if not one.names}
             found = self._search(root, fresh | lost)
-            for path, inode, mtime_ns, size in left:
-                written = bool(marks.get(path, 0) & (CONTENT | CLOSED))
-                for name in {*self.names(inode), *found.get(inode, ())}:
+            for one in left:
+                flags = marks.get(one.path, 0)
+                for name in {*one.names, *self.names(one.inode), *found.get(one.inode, ())}:
                     status = look(root, name)
-                    if status is None or status.st_ino != inode:
+                    if status is None or status.st_ino != one.inode:
                         continue
-                    if written or (status.st_mtime_ns, status.st_size) != (mtime_ns, size):
+                    if flags & (CONTENT | CLOSED) or one.seen is None or _status(status)[:2] != one.seen[:2]:
                         marks[name] = marks.get(name, 0) | CONTENT
+                    elif loose or _status(status) != one.seen:
+                        marks[name] = marks.get(name, 0) | METADATA
 
     def _look_at(
         self, root: int, marks: Mapping[bytes, int], linked: Mapping[bytes, Collection[int]]
-    ) -> tuple[list[tuple[bytes, int, int, int]], set[int]]:
-        """What dirty paths no longer lead to (path, inode, its mtime and size), and inodes of unknown names."""
+    ) -> tuple[list[_Left], set[int], bool]:
+        """What dirty paths no longer lead to, inodes with unknown names, and whether the metadata of something
+        that is not there any more was changed, whatever it was."""
         left = []
-        before = set(self._groups)
-        links: dict[int, int] = {}
+        loose = False
+        looked = []
         for path, flags in [*marks.items(), *((name, 0) for name in self._moved(marks))]:
             status = look(root, path)
+            looked.append((path, flags, status))
+            loose = loose or (bool(flags & METADATA) and (status is None or bool(flags & NAME)))
             known = self._inodes.get(path)
             for inode in {*linked.get(path, ()), *(() if known is None else (known,))}:
-                if status is None or status.st_ino != inode:
-                    group = self._groups.get(inode)
-                    if group is not None:
-                        left.append((path, inode, group.mtime_ns, group.size))
-                    elif flags & (CONTENT | CLOSED):
-                        left.append((path, inode, -1, -1))
+                if status is not None and status.st_ino == inode:
+                    continue
+                group = self._groups.get(inode)
+                if group is not None:
+                    left.append(_Left(path, inode, frozenset(group.names), group.seen))
+                elif flags & (CONTENT | CLOSED | METADATA):
+                    left.append(_Left(path, inode, frozenset(), None))
+        before = set(self._groups)
+        links: dict[int, int] = {}
+        for path, flags, status in looked:
             self._note_new(path, status, links)
             if flags & NAME and status is not None and stat.S_ISDIR(status.st_mode):
-                with closing(names_below(root, path)) as below:
-                    for inner, entry in below:
-                        try:
-                            self._note_new(inner, entry.stat(follow_symlinks=False), links)
-                        except FileNotFoundError:
-                            continue
+                self._note_all_below(root, path, links)
         fresh = set()
         for inode, count in links.items():
             if len(self.names(inode)) < count and not (inode in before and self._still_known(root, inode, marks)):
                 fresh.add(inode)
-        return left, fresh
+        return left, fresh, loose
 
     def _moved(self, marks: Mapping[bytes, int]) -> list[bytes]:
         """Known names, not marked themselves, at or below directories that were moved or removed."""
         folders = {path for path, flags in marks.items() if flags & FOLDER}
         return [name for name in self._inodes if folders and name not in marks and _is_below(name, folders)]
+
+    def _note_all_below(self, root: int, folder: bytes, links: dict[int, int]) -> None:
+        with closing(names_below(root, folder)) as below:
+            for path, entry in below:
+                try:
+                    self._note_new(path, entry.stat(follow_symlinks=False), links)
+                except FileNotFoundError:
+                    continue
 
     def _note_new(self, path: bytes, status: os.stat_result | None, links: dict[int, int]) -> None:
         self.note(path, status)

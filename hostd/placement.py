@@ -10,7 +10,8 @@ It must never follow a symlink or a mount out of the tree, never change a tree t
 never leave a half-made file under its final name: everything is built aside and renamed over. Applying the
 same manifest twice is harmless, so a crash in the middle is mended by applying it again.
 
-A manifest lists every name of a hard-link group if it lists one, and every ancestor of whatever it lists.
+A manifest lists every name of a hard-link group if it lists one, and every ancestor of whatever it lists. Where
+it lists a directory as *stale*, it lists all that is in it, and whatever else lies there is to go.
 
 Flow: the target fetches the manifest after ``source_stopped`` and calls ``apply`` before it mounts the union.
 """
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from events.errors import PermanentError, RefusedError
 from hostd.beneath import Beneath, empty_directory, reach, remove_tree
+from hostd.entry import escape
 
 if TYPE_CHECKING:
     from hostd.manifest import Entry
@@ -74,11 +76,12 @@ def obstacles(entries: Iterable[Entry]) -> list[str]:
     reasons = []
     for entry in entries:
         if len(entry.path) + 1 > MAX_REDIRECT_BYTES:
-            shown = entry.path[:60].decode("utf-8", "backslashreplace")
+            shown = escape(entry.path[:60])
             reasons.append(f"the path {shown}… is longer than {MAX_REDIRECT_BYTES} bytes, too long for a redirect")
+        if entry.kind == "c" and entry.rdev == 0:
+            reasons.append(f"{escape(entry.path)} is a character device 0:0, which overlayfs takes for a deletion")
         if any(name.startswith(OVERLAY_PREFIX) for name, _ in entry.xattrs):
-            shown = entry.path.decode("utf-8", "backslashreplace")
-            reasons.append(f"{shown or 'the tree itself'} carries trusted.overlay attributes: it is an overlay's layer")
+            reasons.append(f"{escape(entry.path)} carries trusted.overlay attributes: it is an overlay's layer")
     return reasons
 
 
@@ -117,13 +120,33 @@ def apply(
             for step in placement.steps(listed, everything=everything):
                 current = step
         except OSError as error:
-            shown = current.decode("utf-8", "backslashreplace") or "the root"
             raise PermanentError(
-                f"{shown} could not be made equal to the source: {error.strerror or error}. The container has "
+                f"{escape(current)} could not be made equal to the source: {error.strerror or error}. The container has "
                 "not been started here and its data on the source is whole."
             ) from error
         empty_directory(aside.root)
         return placement.applied
+
+
+def prune(upper_tree: Path, spare: Path, entries: Iterable[Entry]) -> int:
+    """Between two pre-copy rounds: remove what the manifest says is gone, and return how many paths that were.
+
+    rsync brings what a list names and removes what the list names and the source lacks, but it does not see
+    what else lies in a directory that was replaced. Call this before such a pull.
+    """
+    listed = _checked(entries)
+    if not stat.S_ISDIR(upper_tree.lstat().st_mode):
+        return 0
+    spare.mkdir(mode=0o700, exist_ok=True)
+    with Beneath(upper_tree) as tree, Beneath(spare) as aside:
+        placement = _Placement(tree, aside, aside, spare)
+        try:
+            for _ in placement.removals(listed, everything=False):
+                pass
+        except OSError as error:
+            raise PermanentError(f"what is gone could not be removed from {upper_tree}: {error}") from error
+        empty_directory(aside.root)
+        return placement.applied.removed
 
 
 def _checked(entries: Iterable[Entry]) -> list[Entry]:
@@ -250,19 +273,16 @@ class _Placement:
         self.applied = Applied()
 
     def steps(self, listed: list[Entry], *, everything: bool) -> Iterator[bytes]:
-        if everything:
-            yield from self._remove_unlisted({entry.path for entry in listed if entry.kind != "-"})
+        yield from self.removals(listed, everything=everything)
         directories = []
         groups: dict[tuple[int, bytes], list[Entry]] = defaultdict(list)
         for entry in listed:
             yield entry.path
             self.applied.entries += 1
-            if entry.kind == "-":
-                self._remove(entry.path)
-            elif entry.kind == "d":
+            if entry.kind == "d":
                 self._make_directory(entry)
                 directories.append(entry)
-            else:
+            elif entry.kind != "-":
                 lone = b"" if entry.link_group else entry.path
                 groups[entry.link_group, lone].append(entry)
         shared = self._wrongly_shared(groups)
@@ -274,6 +294,21 @@ class _Placement:
             at, name = self.tree.locate(entry.path)
             set_metadata(at, name, Metadata.of(entry))
 
+    def removals(self, listed: list[Entry], *, everything: bool) -> Iterator[bytes]:
+        """Remove what is said to be gone, and what a directory that is listed in full does not list."""
+        present = {entry.path for entry in listed if entry.kind != "-"}
+        covered: bytes | None = None
+        if everything:
+            yield from self._remove_unlisted(b"", present)
+        for entry in listed:
+            if entry.kind == "-":
+                yield entry.path
+                self._remove(entry.path)
+            elif entry.kind == "d" and entry.stale and not everything:
+                if covered is None or not entry.path.startswith(covered):
+                    yield from self._remove_unlisted(entry.path, present)
+                    covered = entry.path + b"/" if entry.path else b""
+
     def _remove(self, path: bytes) -> None:
         if not path:
             raise PermanentError("the manifest says that the whole tree is gone; that is never applied")
@@ -284,12 +319,15 @@ class _Placement:
         self.tree.forget()
         self.applied.removed += 1
 
-    def _remove_unlisted(self, listed: set[bytes]) -> Iterator[bytes]:
+    def _remove_unlisted(self, start: bytes, present: set[bytes]) -> Iterator[bytes]:
+        seen = self.tree.stat(start)
+        if seen is None or not stat.S_ISDIR(seen.st_mode):
+            return
         unlisted = []
-        for directory, entries in self.tree.walk():
+        for directory, entries in self.tree.walk(start):
             for name, _ in entries:
                 path = directory + b"/" + name if directory else name
-                if path not in listed:
+                if path not in present:
                     unlisted.append(path)
         for path in unlisted:
             yield path

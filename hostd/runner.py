@@ -46,7 +46,7 @@ FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 _IRREVOCABLE_STATES = frozenset(
     {"starting", "filling", "filling_digested", "filled", "verifying", "verified", "settled", "finalising"}
-    | {"yielded", "digesting", "digested", "releasing", "released"}
+    | {"frozen", "yielded", "digesting", "digested", "releasing", "released"}
     | {"cleaning", "restoring", "yielding", "clearing", "carrying", "reviving"}
 )
 """States whose steps are retried for ever: no abort exists, or the step is the abort itself."""

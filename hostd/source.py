@@ -122,6 +122,8 @@ def _carried(_view: View, outcomes: Outcomes) -> Data:
     return CarriedBack(**fields_for(CarriedBack, outcomes))
 
 
+_GUARD = Step("guard", ("guard_source",))
+
 PLAN = Plan(
     role="source",
     table=TABLE,
@@ -129,11 +131,14 @@ PLAN = Plan(
         "preparing": Step("prepare", ("describe_container", "track_changes", "measure_mounts"), _prepared),
         "arming": Step("arm", ("arm_tracking",), _armed),
         "stopping": Step("stop", ("vouch_for_tracking", "disarm_restart", "stop_container", "publish_dirty"), _stopped),
-        "digesting": Step("digest", ("digest_trees",), _digested),
+        "frozen": _GUARD,
+        "yielded": _GUARD,
+        "digesting": Step("digest", ("guard_source", "digest_trees"), _digested),
+        "digested": _GUARD,
         "releasing": Step("release", ("retire_container",), _released),
         "restoring": Step(
             "restore",
-            ("publish_dirty", "track_changes", "stop_container", "disarm_restart", "describe_container"),
+            ("guard_source", "publish_dirty", "track_changes", "stop_container", "disarm_restart", "describe_container"),
             _restored,
             undo=True,
         ),

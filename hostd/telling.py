@@ -83,14 +83,14 @@ class Telling:
             if event.kind == "resync":
                 for name in [name for name, at in stops.items() if now - at < FORGIVEN_SECONDS]:
                     del stops[name]
-                for migration in list(self._migrations.values()):
+                for migration in {*self._migrations.values(), *self._bench.guarded.values()}:
                     self._container_changed(migration)
             elif event.kind == "container":
                 if event.action in MANUAL_ACTIONS:
                     stops[event.id] = now
                 elif event.action in ("start", "unpause"):
                     stops.pop(event.id, None)
-                moved_by = self._migrations.get(event.id)
+                moved_by = self._migrations.get(event.id) or self._bench.guarded.get(event.id)
                 if moved_by and event.action in ("die", "stop", "destroy", "start"):
                     self._container_changed(moved_by)
             self._dirty.set()

@@ -68,6 +68,7 @@ class Tracker:
         self._open_queue = open_queue
         self._lock = threading.RLock()
         self._dirty = DirtySet(0, trusted=False, why="tracking was not started")
+        self._before: DirtySet | None = None
         self._root = -1
         self._single_file = False
         self._queue: Queue | None = None
@@ -120,10 +121,14 @@ class Tracker:
 
         ``open_files`` are the files that can be written without an event, looked up right before. If trust was
         lost, the tree is watched anew, so the new generation is trusted again unless that fails too.
+        Asked again for the generation that it is in, it returns the same set again: a caller whose report was lost
+        must not lose what was in it.
         """
         with self._lock:
+            if self._before is not None and self._dirty.generation == generation:
+                return self._before
             self._pump()
-            before = self._dirty
+            before = self._before = self._dirty
             fresh = self._begin(generation, open_files)
             if self._wake < 0:
                 fresh.trusted, fresh.why = False, "tracking was stopped"

@@ -414,7 +414,7 @@ def _listing(directory: Path, paths: Iterable[bytes]) -> Iterator[str]:
     """A file of NUL-ended relative paths for --files-from. A leading dot keeps ``#`` and ``;`` ordinary."""
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".list-") as file:
         for path in paths:
-            if not path:
+            if path in {b"", b"."}:
                 continue  # listing the root would bring all that is directly in it
             if path.startswith(b"/") or b"\0" in path or b".." in path.split(b"/"):
                 raise PermanentError(f"{path!r} is not a path inside of the tree")

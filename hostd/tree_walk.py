@@ -314,20 +314,18 @@ _Batch = list[tuple[Entry, int]]
 def _walk_digesting(tree: Path | bytes, start: bytes, workers: int) -> Iterator[Entry]:
     """The scan opens the files, threads read them, and the entries come out in the scan's order."""
     stop = threading.Event()
-    pending: deque[tuple[Future[list[Entry]], _Batch]] = deque()
+    pending: deque[Future[list[Entry]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="digest") as pool:
         try:
             for batch in _batches(tree, start):
-                pending.append((pool.submit(_hash_batch, tree, batch, stop), batch))
+                pending.append(pool.submit(_hash_batch, tree, batch, stop))
                 while len(pending) > 2 * workers:
-                    yield from pending.popleft()[0].result()
+                    yield from pending.popleft().result()
             while pending:
-                yield from pending.popleft()[0].result()
+                yield from pending.popleft().result()
         finally:
+            # When given up early, what still waits runs through at once, and so closes its descriptors.
             stop.set()
-            for future, batch in pending:
-                if future.cancel():
-                    _close(batch)
 
 
 def _batches(tree: Path | bytes, start: bytes) -> Iterator[_Batch]:

@@ -46,6 +46,8 @@ class Workbench:
     """Running change trackers, by migration and mount destination; they die with the process."""
     open_files: dict[str, dict[FileKey, OpenFile]] = field(default_factory=dict)
     """What a container held open for writing right before it was stopped, by migration."""
+    guarded: dict[str, str] = field(default_factory=dict)
+    """Source containers that must stay down, by id, with the migration that says so."""
     manual_stops: dict[str, float] = field(default_factory=dict)
     """Containers that somebody stopped through Docker, with the monotonic time of it, by container id."""
     boot: str = ""

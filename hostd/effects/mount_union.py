@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hostd.effects.arrival import arrivals, existing_arrivals
+from hostd.effects.arrival import arrivals, existing_arrivals, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.verification import mark_mount
 
@@ -20,12 +20,14 @@ class MountUnion(Effect):
             state = union.state()
             if state.settled:
                 continue
-            if not state.placed:
-                mark_mount(union)
+            if not state.placed and "target_claimed" not in context.view.facts:
+                mark_mount(union)  # later, what the container changed must stay younger than the mark
             if not state.placed and not union.fill_list():
                 union.unmount_all()
                 union.place_plain()
                 continue
+            if not state.placed and not state.remote:  # a reboot has taken it away
+                union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
             union.mount_lower()
             union.mount_merged()
         return None

@@ -17,6 +17,7 @@ from hostd.effects.disarm_restart import DisarmRestart
 from hostd.effects.fetch_spec import FetchSpec
 from hostd.effects.fill_replica import FillReplica
 from hostd.effects.fold_union import FoldUnion
+from hostd.effects.guard_source import GuardSource
 from hostd.effects.list_changes import ListChanges
 from hostd.effects.measure_mounts import MeasureMounts
 from hostd.effects.mount_union import MountUnion
@@ -58,6 +59,7 @@ _ALL: tuple[Effect, ...] = (
     VerifyTrees(),
     DetachRemote(),
     RetireContainer(),
+    GuardSource(),
     ReviveContainer(),
     RecallContainer(),
     ListChanges(),

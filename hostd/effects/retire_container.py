@@ -18,6 +18,7 @@ class RetireContainer(Effect):
     def run(self, context: Context) -> Outcome:
         prepared = context.view.source_prepared
         engine = context.bench.engine
+        context.bench.guarded.pop(prepared.container_id, None)
         inspected = engine.inspect(prepared.container_id)
         if context.view.requested.request.on_release == "remove":
             if inspected is not None:

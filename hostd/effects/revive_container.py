@@ -19,6 +19,7 @@ class ReviveContainer(Effect):
     def run(self, context: Context) -> Outcome:
         prepared = context.view.source_prepared
         engine = context.bench.engine
+        context.bench.guarded.pop(prepared.container_id, None)
         if engine.inspect(prepared.container_id) is None:
             raise PermanentError(
                 f"the container {prepared.container_name!r} that was kept on {context.host} is gone; its data is "

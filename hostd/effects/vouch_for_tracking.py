@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from events.schema import CutoverOrdered
 from hostd.effects.base import Context, Effect, Outcome, TrackingLostError, stop_intended
 
 
@@ -16,7 +17,9 @@ class VouchForTracking(Effect):
     name: ClassVar[str] = "vouch_for_tracking"
 
     def run(self, context: Context) -> Outcome:
-        if stop_intended(context):
+        order = context.view.facts["cutover_ordered"]
+        assert isinstance(order, CutoverOrdered)
+        if stop_intended(context) or order.untracked:
             return None
         armed_by = context.view.boots.get("sync_armed")
         if armed_by != context.bench.boot:

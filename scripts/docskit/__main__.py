@@ -1,4 +1,4 @@
-"""``scripts/docs``: regenerate docs/machines.md and docs/events.md from the code's own tables."""
+"""``scripts/docs``: regenerate docs/machines.md, docs/events.md and events/agent_tables.py from the code's own tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 from coordinator import lifecycle
+from docskit import agent_tables
 from events.schema import EVENT_TYPES
 from hostd import source, target
 from hostd.plan import Plan
@@ -68,6 +69,7 @@ def main() -> None:
     for name, page in PAGES.items():
         (DOCS / name).write_text(page())
         print(f"docs/{name}")
+    agent_tables.main()
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class CopyModel:
         """In words, what the copy and the tree disagree on."""
         mine = sorted(self.entries.values(), key=lambda entry: order_key(entry.path))
         wrong = [d.words for d in compare(mine, walk(self.tree, digest=True, workers=1))]
-        orphans = [path for path in self.entries if path and self.entries.get(os.path.dirname(path)) is None]  # noqa: PTH120
+        orphans = [path for path in self.entries if path and self.entries.get(os.path.dirname(path)) is None]
         return wrong + [f"{path!r} has no directory above it" for path in orphans]
 
 
@@ -68,7 +68,7 @@ def check_form(manifest: list[Entry]) -> None:
     for path in paths:
         parent = path
         while parent:
-            parent = os.path.dirname(parent)  # noqa: PTH120
+            parent = os.path.dirname(parent)
             assert parent in by_path, f"{path!r} is listed without {parent!r} above it"
             assert by_path[parent].kind == "d", f"{path!r} is listed below {by_path[parent]}"
     for entry in manifest:

@@ -5,8 +5,6 @@ outside of the tree is touched. As a program (``python -m tests.support.workload
 speed until its standard input ends, then finishes its step and leaves.
 """
 
-# ruff: noqa: PTH (paths of the data are bytes, which pathlib does not take)
-
 from __future__ import annotations
 
 import ctypes
@@ -89,16 +87,16 @@ class Workload:
             raise FileNotFoundError(0, "nothing to choose from")
         return self.random.choice(paths)
 
-    def _file(self) -> bytes:
-        return self._pick(stat.S_IFREG)
-
-    def _written(self) -> bytes:
-        """A file to be written to. inotify alone cannot tell of a write through a name that lived too briefly to
-        be looked at, so files whose new names may not have been seen yet are left in peace."""
-        path = self._file()
+    def _touched(self, *kinds: int) -> bytes:
+        """Something to be changed in place. inotify alone cannot tell of a change through a name that lived too
+        briefly to be looked at, so files whose new names may not have been seen yet are left in peace."""
+        path = self._pick(*kinds)
         if os.lstat(path).st_ino in self._linked:
             raise FileNotFoundError(0, "its names are too new")
         return path
+
+    def _written(self) -> bytes:
+        return self._touched(stat.S_IFREG)
 
     def _folder(self) -> bytes:
         folders = [path for path in self._all() if stat.S_ISDIR(os.lstat(path).st_mode)]
@@ -185,29 +183,29 @@ class Workload:
     # --- metadata ------------------------------------------------------------------------------
 
     def chmod(self) -> None:
-        path = self._pick(stat.S_IFREG, stat.S_IFDIR)
+        path = self._touched(stat.S_IFREG, stat.S_IFDIR)
         self._say(path)
         os.chmod(path, self.random.choice((0o600, 0o644, 0o700, 0o755, 0o4755, 0o1777)))
 
     def chown(self) -> None:
-        path = self._pick()
+        path = self._touched()
         self._say(path)
         os.chown(path, self.random.randrange(2000), self.random.randrange(2000), follow_symlinks=False)
 
     def utime(self) -> None:
-        path = self._pick() if self.random.random() < 0.8 else self.root
+        path = self._touched() if self.random.random() < 0.8 else self.root
         self._say(path)
         os.utime(path, ns=(1, self.random.randrange(10**18)), follow_symlinks=False)
 
     def mtime_only(self) -> None:
         """inotify calls this a modification, of directories too."""
-        path = self._pick(stat.S_IFREG, stat.S_IFDIR)
+        path = self._touched(stat.S_IFREG, stat.S_IFDIR)
         self._say(path)
         times = (ctypes.c_long * 4)(0, UTIME_OMIT, self.random.randrange(10**9), self.random.randrange(10**9))
         _libc.utimensat(-100, ctypes.c_char_p(path), times, 0)
 
     def xattr(self) -> None:
-        path = self._pick(stat.S_IFREG, stat.S_IFDIR)
+        path = self._touched(stat.S_IFREG, stat.S_IFDIR)
         self._say(path)
         if self.random.random() < 0.3 and os.listxattr(path):
             os.removexattr(path, os.listxattr(path)[0])
@@ -292,7 +290,7 @@ class Workload:
             os.unlink(path)
 
 
-def _nofollow(path: bytes, flags: int) -> int:
+def _nofollow(path: str | bytes, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
 
 

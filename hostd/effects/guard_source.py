@@ -1,0 +1,39 @@
+"""From the stop to the release: whatever starts the source's container again, it is stopped again.
+
+A14, A15: a Compose project, a watchdog or a person may do that behind our back. The one-runner promise comes
+first; that the data may have changed meanwhile is said, and the comparison at the end will show it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from events.errors import PermanentError
+from hostd.effects.base import Context, Effect, Outcome
+
+
+class GuardSource(Effect):
+    """Looks at once whenever Docker tells of a start; a container that stays down costs nothing."""
+
+    name: ClassVar[str] = "guard_source"
+
+    def run(self, context: Context) -> Outcome:
+        prepared = context.view.source_prepared
+        engine = context.bench.engine
+        context.bench.guarded[prepared.container_id] = context.migration
+        if engine.pid(prepared.container_id) is None:
+            return None
+        engine.set_restart_policy(prepared.container_id, "no")
+        engine.stop(prepared.container_id, 0)
+        raise PermanentError(
+            f"the container {prepared.container_name!r} was started on {context.host} by something else after it had "
+            "been stopped for its move; it was stopped again. Its data there may have changed since: find out what "
+            "started it (Compose, a watchdog, a person) and keep it from doing so"
+        )
+
+    def undo(self, context: Context) -> Outcome:
+        """The source may run its container again."""
+        for container_id, migration in list(context.bench.guarded.items()):
+            if migration == context.migration:
+                del context.bench.guarded[container_id]
+        return None

@@ -1,0 +1,50 @@
+"""One lab for all end-to-end tests; each test gets it clean and must leave it clean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from labkit import Lab, LabError
+from tests.support.fleet import Fleet, bring_up
+
+NAME, SUBNET = "e2e", "10.77.8"
+
+
+@dataclass
+class Ground:
+    """The lab and the images on it, made anew after a test that left ruins."""
+
+    lab: Lab
+    images: dict[str, str]
+
+    def rebuild(self) -> None:
+        """Take everything down and up again."""
+        self.lab.down()
+        self.lab = Lab(NAME, SUBNET)
+        self.images = bring_up(self.lab)
+
+
+@pytest.fixture(scope="session")
+def ground() -> Iterator[Ground]:
+    Lab(NAME).down()
+    lab = Lab(NAME, SUBNET)
+    try:
+        made = Ground(lab, bring_up(lab))
+        yield made
+    finally:
+        Lab(NAME).down()
+
+
+@pytest.fixture
+def fleet(ground: Ground) -> Iterator[Fleet]:
+    """Two hosts with agents, a coordinator, and nothing else."""
+    made = Fleet(ground.lab, ground.images)
+    yield made
+    try:
+        made.close()
+    except (AssertionError, LabError):
+        ground.rebuild()
+        raise

@@ -1,0 +1,171 @@
+"""P4, D23: what arrived equals the frozen source, and only the container's own changes are excused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hostd.federation import Union
+from hostd.manifest import walk, write_manifest
+from hostd.placement import METACOPY, REDIRECT
+from hostd.verification import (
+    Found,
+    changed_entries,
+    keep_evidence,
+    mark_mount,
+    remember_directories,
+    verify,
+)
+
+pytestmark = pytest.mark.root
+
+
+class Move:
+    """A source tree and its copy on the target, as they are right before the container starts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.source = directory / "source"
+        (self.source / "a" / "deep").mkdir(parents=True)
+        (self.source / "b").mkdir()
+        for name in ("a/one", "a/two", "a/deep/three", "b/one", "top"):
+            (self.source / name).write_bytes(name.encode() * 100)
+        (self.source / "link").symlink_to("a/one")
+        self.manifest = directory / "manifest"
+        write_manifest(self.manifest, walk(self.source, digest=True))
+        place = directory / "volume" / "_data"
+        place.mkdir(parents=True)
+        self.union = Union(directory / "volume" / "cargo", place)
+        self.union.create()
+        shutil.copytree(self.source, self.union.upper_tree, symlinks=True, dirs_exist_ok=True)
+        for entry in walk(self.source):
+            path = self.union.upper_tree / os.fsdecode(entry.path)
+            os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
+        self.tree = self.union.upper_tree
+
+    def mount(self) -> None:
+        remember_directories(self.union)
+        mark_mount(self.union)
+        _next_tick(self.union.stage)
+
+    def verify(self) -> Found:
+        return verify(self.manifest, self.union)
+
+    def differing(self) -> dict[str, str]:
+        return {os.fsdecode(found.path): found.what for found in self.verify().differences}
+
+
+def _next_tick(directory: Path) -> None:
+    """Wait until the file system's clock has moved past what it last stamped."""
+    probe = directory / "probe"
+    probe.touch()
+    first = probe.stat().st_ctime_ns
+    while probe.stat().st_ctime_ns == first:
+        probe.chmod(0o600)
+    probe.unlink()
+
+
+@pytest.fixture
+def move(tmp_path: Path) -> Move:
+    return Move(tmp_path)
+
+
+def test_a_faithful_copy_has_no_difference(move: Move) -> None:
+    move.mount()
+    found = move.verify()
+    assert (found.differences, found.changed, found.files) == ([], 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda tree: (tree / "a/one").write_bytes(b"x" * 500), ("a/one", "contents")),
+        (lambda tree: (tree / "a/one").chmod(0o600), ("a/one", "mode")),
+        (lambda tree: (tree / "b/one").unlink(), ("b/one", "missing")),
+        (lambda tree: (tree / "b/extra").touch(), ("b/extra", "unexpected")),
+        (lambda tree: os.truncate(tree / "top", 3), ("top", "size")),
+        (lambda tree: os.setxattr(tree / "top", "user.x", b"1"), ("top", "xattrs")),
+    ],
+)
+def test_a_copy_that_was_wrong_before_the_start_is_found(
+    move: Move, spoil: Callable[[Path], None], expected: tuple[str, str]
+) -> None:
+    """P4: names, metadata and contents are all compared."""
+    times = {entry.path: entry.mtime_ns for entry in walk(move.tree)}
+    spoil(move.tree)
+    for path, mtime in times.items():
+        place = move.tree / os.fsdecode(path)
+        if os.path.lexists(place):
+            os.utime(place, ns=(mtime, mtime), follow_symlinks=False)
+    move.mount()
+    assert expected in move.differing().items()
+
+
+def test_what_the_container_changed_after_its_start_is_excused(move: Move) -> None:
+    move.mount()
+    (move.tree / "a/one").write_bytes(b"new")
+    (move.tree / "a/two").unlink()
+    (move.tree / "b/new").write_bytes(b"new")
+    (move.tree / "top").rename(move.tree / "moved")
+    found = move.verify()
+    assert found.differences == []
+    assert found.changed >= 5
+
+
+def test_a_renamed_directory_takes_its_unchanged_children_with_it(move: Move) -> None:
+    move.mount()
+    (move.tree / "a").rename(move.tree / "x")
+    (move.tree / "b").rename(move.tree / "a")
+    assert move.differing() == {}
+
+
+def test_a_file_spoiled_before_the_start_is_found_although_its_directory_was_used(move: Move) -> None:
+    """D23: a touched directory excuses nothing that lies in it."""
+    before = (move.tree / "a/one").stat().st_mtime_ns
+    (move.tree / "a/one").write_bytes(b"y" * 500)
+    os.utime(move.tree / "a/one", ns=(before, before))
+    move.mount()
+    (move.tree / "a/new").touch()
+    assert move.differing() == {"a/one": "contents"}
+
+
+def test_contents_of_a_placeholder_are_compared_in_the_replica(move: Move) -> None:
+    _make_placeholder(move, "a/one")
+    (move.union.replica / "a").mkdir()
+    (move.union.replica / "a/one").write_bytes(b"a/one" * 100)
+    move.mount()
+    assert move.differing() == {}
+    (move.union.replica / "a/one").write_bytes(b"wrong" * 100)
+    assert move.differing() == {"a/one": "contents"}
+
+
+def _make_placeholder(move: Move, name: str) -> None:
+    file = move.tree / name
+    seen = file.stat()
+    os.truncate(file, 0)
+    os.truncate(file, seen.st_size)
+    os.setxattr(file, METACOPY, b"")
+    os.setxattr(file, REDIRECT, b"/" + name.encode())
+    os.utime(file, ns=(seen.st_mtime_ns, seen.st_mtime_ns))
+
+
+def test_for_the_way_back_only_what_the_container_changed_is_marked(move: Move, tmp_path: Path) -> None:
+    """P12: moving back costs what was written, not what there is."""
+    move.mount()
+    (move.tree / "a/one").write_bytes(b"new")
+    (move.tree / "b").rename(move.tree / "c")
+    stale = {entry.path for entry in changed_entries(move.union, tmp_path / "kept") if entry.stale}
+    assert stale == {b"a/one", b"c/one"}
+
+
+def test_the_evidence_outlives_the_stage(move: Move, tmp_path: Path) -> None:
+    move.mount()
+    keep_evidence(move.union, tmp_path / "kept")
+    move.union.fold()
+    move.union.remove()
+    (move.union.place / "a/two").write_bytes(b"new")
+    stale = {entry.path for entry in changed_entries(move.union, tmp_path / "kept") if entry.stale}
+    assert stale == {b"a/two"}

@@ -1,0 +1,438 @@
+"""Two Docker hosts with the whole product on them, and what tests do with it: ask, watch, look, clean up.
+
+Stands between the lab (``scripts/labkit``) and the end-to-end tests. It speaks to the product only as a person
+does: through etcd keys and ``cargoctl``; and looks at the hosts only from outside: Docker, mounts, processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import docker.models.containers
+import docker.types
+
+from coordinator import lifecycle
+from events import schema
+from events.connecting import connect
+from events.schema import TERMINAL_PHASES, Event
+from events.settings import EtcdSettings
+from hostd import source, target
+from hostd.manifest import Difference, Entry, compare, read_manifest
+from labkit import Lab
+from labkit.images import share
+from labkit.spec import REPOSITORY
+from labkit.waiting import wait_until
+from tests.support.oracle import LABEL, Oracle
+
+Container = docker.models.containers.Container
+
+VOLUMES = "/var/lib/docker/volumes"
+EVENT_SECONDS = 45.0
+END_SECONDS = 60.0
+INBOX_SECONDS = 30.0
+"""An inbox pointer goes at the agent's next look around, which is every 20 seconds."""
+TOOLS = ("sshfs", "mergerfs", "rsync")
+STRAIGHT = (
+    "requested",
+    "prepare_ordered",
+    "source_prepared",
+    "target_prepared",
+    "cutover_ordered",
+    "source_stopped",
+    "target_claimed",
+    "target_started",
+    "fill_finished",
+    "verified",
+    "release_ordered",
+    "source_released",
+    "completed",
+)
+"""A migration without incident, but for the rounds and ``source_digested``, which has no fixed place."""
+
+_DUMP = """if 1:
+    import sys
+    from pathlib import Path
+    from hostd.manifest import walk, write_manifest
+    write_manifest(Path(sys.argv[2]), walk(Path(sys.argv[1]), digest=True))
+"""
+
+
+class Fleet:
+    """One test's view of the lab. ``alpha`` and ``beta`` are the hosts, ``store`` is the bus."""
+
+    def __init__(self, lab: Lab, images: Mapping[str, str]) -> None:
+        self.lab = lab
+        self.images = images
+        self.alpha, self.beta = lab.host("alpha"), lab.host("beta")
+        self.store = connect(EtcdSettings(endpoints=tuple(lab.etcd.endpoints.split(","))))
+        self.keys = self.store.keys
+        self.docker = {host.spec.name: host.docker_client() for host in lab.hosts}
+        self.oracle = Oracle(lab.hosts)
+        self._migrations: list[str] = []
+        self._closing: list[Callable[[], None]] = []
+
+    # --- containers ------------------------------------------------------------------------------
+
+    def run(self, name: str, *, host: str = "alpha", image: str = "busybox", **options: Any) -> Container:
+        """Start a container under the oracle's eyes. Returns once the fleet knows of it."""
+        options["labels"] = {LABEL: name, **options.get("labels", {})}
+        made: Container = self.docker[host].containers.run(self.images[image], name=name, detach=True, **options)
+        self.wait_listed(host, name)
+        return made
+
+    def sleeper(self, name: str, *, host: str = "alpha", **options: Any) -> Container:
+        """A container that does nothing and stops at once."""
+        return self.run(name, host=host, command=["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"], **options)
+
+    def wait_listed(self, host: str, name: str, **facts: Any) -> None:
+        """Until the inventory lists the container, running, and with these fields."""
+
+        def listed() -> bool:
+            found = self.store.get(self.keys.inventory_item(host, name))
+            record = json.loads(found.value) if found else {}
+            return bool(record.get("running")) and all(record.get(key) == value for key, value in facts.items())
+
+        wait_until(listed, f"{host} does not list {name}", 15)
+
+    def container(self, host: str, name: str) -> Container | None:
+        """A fresh look at a container by name; None when there is none."""
+        try:
+            return self.docker[host].containers.get(name)
+        except docker.errors.NotFound:
+            return None
+
+    def present(self, host: str, name: str) -> Container:
+        """As ``container``, which must be there."""
+        found = self.container(host, name)
+        assert found is not None, f"there is no container {name} on {host}"
+        return found
+
+    def running(self, host: str, name: str) -> bool:
+        """Whether a container of that name runs there."""
+        found = self.container(host, name)
+        return found is not None and found.status == "running"
+
+    def wait_running(self, host: str, name: str, timeout_seconds: float = 20) -> None:
+        """Until it runs there."""
+        wait_until(lambda: self.running(host, name), f"{name} does not run on {host}", timeout_seconds)
+
+    def execute(self, host: str, name: str, script: str) -> str:
+        """What a shell in the container says. Fails when the script does."""
+        code, output = self.present(host, name).exec_run(["sh", "-ec", script])
+        assert code == 0, output.decode(errors="replace")
+        return str(output.decode(errors="replace"))
+
+    def policy(self, host: str, name: str) -> str:
+        """The restart policy's name."""
+        return str(self.present(host, name).attrs["HostConfig"]["RestartPolicy"]["Name"] or "no")
+
+    # --- data --------------------------------------------------------------------------------------
+
+    def volume_path(self, host: str, volume: str, inside: str = "") -> Path:
+        """Where a volume's data lies, as seen from outside (mounts of the host do not show)."""
+        return self.lab.host(host).path(f"{VOLUMES}/{volume}/_data") / inside
+
+    def volume(self, host: str, name: str) -> Path:
+        """Create a volume; returns where its data lies."""
+        self.docker[host].volumes.create(name)
+        return self.volume_path(host, name)
+
+    def has_volume(self, host: str, name: str) -> bool:
+        """Whether there is a volume of that name."""
+        return any(known.name == name for known in self.docker[host].volumes.list())
+
+    def describe(self, host: str, tree: str) -> list[Entry]:
+        """A complete description of ``tree`` as seen on the host, digests of contents included."""
+        place = f"/tmp/tree-{os.getpid()}-{time.monotonic_ns()}"
+        where = self.lab.host(host)
+        where.run([sys.executable, "-c", _DUMP, tree, place], env={"PYTHONPATH": str(REPOSITORY)})
+        file = where.path(place)
+        try:
+            return list(read_manifest(file))
+        finally:
+            file.unlink()
+
+    def describe_seen(self, host: str, name: str, destination: str) -> list[Entry]:
+        """The same, of what the running container sees at ``destination``: through its own mounts."""
+        pid = self.present(host, name).attrs["State"]["Pid"]
+        return self.describe(host, f"/proc/{pid}/root{destination}")
+
+    # --- asking -------------------------------------------------------------------------------------
+
+    def etcdctl(self, *arguments: str, given: bytes | None = None) -> str:
+        """etcdctl, as a person uses it."""
+        environment = {**os.environ, "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": self.lab.etcd.endpoints}
+        line = ["etcdctl", *arguments]
+        done = subprocess.run(line, input=given, capture_output=True, env=environment, check=True, timeout=30)
+        return done.stdout.decode(errors="replace")
+
+    def put_request(self, migration: str, value: str | bytes) -> None:
+        """Put a request's key with etcdctl; the value goes by standard input, so it may hold any byte."""
+        raw = value.encode() if isinstance(value, str) else value
+        self.etcdctl("put", self.keys.requests + migration, given=raw)
+
+    def request(self, migration: str, container: str, source: str = "alpha", target: str = "beta", **more: Any) -> None:
+        """Ask for a migration."""
+        self._migrations.append(migration)
+        self.put_request(migration, json.dumps({"container": container, "source": source, "target": target, **more}))
+
+    def control(self, migration: str, wish: str | Mapping[str, Any]) -> None:
+        """Put a control; returns once the coordinator has taken it."""
+        key = self.keys.control(migration)
+        self.etcdctl("put", key, given=(wish if isinstance(wish, str) else json.dumps(wish)).encode())
+        wait_until(lambda: self.store.get(key) is None, f"nobody took the control {wish!r}", 20)
+
+    def failpoints(self, process: str, text: str) -> None:
+        """Set the faults of ``hostd/<host>`` by key. The agent takes them before any later order."""
+        key = self.keys.failpoints(process)
+        if not text:
+            self.store.delete(key)
+        else:
+            self.etcdctl("put", key, given=text.encode())
+
+    def cargoctl(self, *arguments: str, timeout_seconds: float = 60) -> subprocess.CompletedProcess[str]:
+        """cargoctl, as a person uses it."""
+        line = [sys.executable, "-m", "coordinator.cargoctl", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CARGO_ETCD": self.lab.etcd.endpoints}
+        with tempfile.TemporaryDirectory() as empty:
+            return subprocess.run(
+                line, capture_output=True, text=True, env=environment, cwd=empty, timeout=timeout_seconds, check=False
+            )
+
+    # --- watching ------------------------------------------------------------------------------------
+
+    def events(self, migration: str) -> list[Event]:
+        """The history so far."""
+        return self.store.read(migration)
+
+    def types(self, migration: str) -> list[str]:
+        """The types of the history's events."""
+        return [event.type for event in self.events(migration)]
+
+    def wait_for(self, migration: str, *types: str, timeout_seconds: float = EVENT_SECONDS) -> Event:
+        """The first event of one of these types; fails early when the migration ends without."""
+        events: list[Event] = []
+        deadline = time.monotonic() + timeout_seconds
+        with self.store.follow(self.keys.migration(migration), tick_seconds=0.5) as follower:
+            for _ in follower:
+                events += self.store.read(migration, after=events[-1] if events else None)
+                for event in events:
+                    if event.type in types:
+                        return event
+                assert not (events and events[-1].type in TERMINAL_PHASES - {"completed"}), told(events)
+                assert time.monotonic() < deadline, f"{migration} waits for {types}:\n{told(events)}"
+        raise AssertionError("the follower ended")
+
+    def wait_end(self, migration: str, end: str, timeout_seconds: float = END_SECONDS) -> list[Event]:
+        """The whole history once it ended with ``end``. Fails when it ends otherwise."""
+        self.wait_for(migration, end, timeout_seconds=timeout_seconds)
+        return self.events(migration)
+
+    def migrate(self, migration: str, container: str, **more: Any) -> list[Event]:
+        """Ask for a migration and wait until it is completed."""
+        self.request(migration, container, **more)
+        return self.wait_end(migration, "completed")
+
+    def wait_step(self, process: str, text: str, since: int, timeout_seconds: float = 20) -> None:
+        """Until the log of ``alpha.hostd``, ``beta.hostd`` or ``coordinator`` says ``text`` after byte ``since``."""
+        log = self.lab.spec.logs / f"{process}.log"
+        wait_until(lambda: text.encode() in log.read_bytes()[since:], f"{process} never said {text}", timeout_seconds)
+
+    def log_size(self, process: str) -> int:
+        """Where the log of a daemon ends now."""
+        log = self.lab.spec.logs / f"{process}.log"
+        return log.stat().st_size if log.exists() else 0
+
+    # --- looking ------------------------------------------------------------------------------------
+
+    def mounts(self, host: str) -> list[str]:
+        """Mounts of the product in the host's namespace, as ``point (kind)``."""
+        where = self.lab.host(host)
+        found = []
+        for line in Path(f"/proc/{where.pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
+            left, _, right = line.partition(" - ")
+            point, kind, origin = left.split(" ")[4], right.split(" ")[0], right.split(" ")[1]
+            if "cargo-union" in origin or kind in ("fuse.sshfs", "fuse.mergerfs") or "/.cargo-" in point:
+                found.append(f"{point} ({kind})")
+        return found
+
+    def tools(self, host: str) -> list[str]:
+        """Command lines of the product's helpers that run on the host."""
+        where = self.lab.host(host)
+        namespace = os.readlink(f"/proc/{where.pid}/ns/pid")
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(place / "ns" / "pid") == namespace:
+                    words = (place / "cmdline").read_bytes().split(b"\0")
+                    if os.path.basename(words[0]).decode(errors="replace") in TOOLS:
+                        found.append(b" ".join(words).decode(errors="replace").strip())
+        return found
+
+    def stages(self, host: str) -> list[str]:
+        """Stage directories on the host: beside volumes, and in /srv where the tests' binds are."""
+        where = self.lab.host(host)
+        volumes, binds = where.path(VOLUMES), where.path("/srv")
+        found = [*volumes.glob("*/cargo"), *volumes.glob("*/.cargo-*"), *binds.rglob(".cargo-*")]
+        return sorted(str(place.relative_to(where.directory)) for place in found)
+
+    def records(self, host: str, migration: str) -> bool:
+        """Whether the agent keeps files of the migration."""
+        return self.lab.host(host).path(f"/var/lib/cargo/migrations/{migration}").exists()
+
+    def assert_clean(self, host: str, migration: str) -> None:
+        """Nothing of the migration is on the host: containers, mounts, processes, directories."""
+        label = f"cargo.migration={migration}"
+        containers = self.docker[host].containers.list(all=True, filters={"label": label})
+        volumes = self.docker[host].volumes.list(filters={"label": label})
+        left = {
+            "containers": [container.name for container in containers],
+            "volumes": [volume.name for volume in volumes],
+            "mounts": self.mounts(host),
+            "processes": self.tools(host),
+            "stages": self.stages(host),
+            "files": [migration] if self.records(host, migration) else [],
+        }
+        assert not any(left.values()), f"{migration} left on {host}: {left}"
+
+    def assert_sound(self, migration: str) -> list[Event]:
+        """Every role can fold the history, which is chained and has one outcome; and nobody ran twice."""
+        events = self.events(migration)
+        lifecycle.fold(events)
+        for plan in (source.PLAN, target.PLAN):
+            plan.fold(events, plan.start())
+        for earlier, later in zip(events, events[1:], strict=False):
+            assert later.prev == earlier.digest
+        types = [event.type for event in events]
+        assert not {"target_claimed", "abort_ordered"} <= set(types), told(events)
+        for once in ("requested", "source_stopped", "target_claimed", "target_started", "completed", "aborted"):
+            assert types.count(once) <= 1, told(events)
+        self.oracle.assert_one_runner()
+        return events
+
+    # --- cleaning up ----------------------------------------------------------------------------------
+
+    def at_end(self, undo: Callable[[], None]) -> None:
+        """Do that when the test ends, whatever happened, before anything else is cleaned up."""
+        self._closing.append(undo)
+
+    def close(self) -> None:
+        """End every migration and remove every container and volume; fails when something is left over.
+
+        Raises AssertionError or LabError; the caller then has to make a new lab.
+        """
+        try:
+            for undo in reversed(self._closing):
+                undo()
+            self._bring_up()
+            self._end_migrations()
+            self._remove_all()
+            self._assert_nothing_left()
+            self.oracle.assert_one_runner()
+        finally:
+            self.oracle.close()
+            for client in self.docker.values():
+                client.close()
+            self.store.close()
+
+    def _bring_up(self) -> None:
+        """Whatever a test stopped, cut off or froze works again, without faults."""
+        for host in self.lab.hosts:
+            if host.cuts:
+                host.heal()
+            self.lab.etcd.start()
+            self.failpoints(f"hostd/{host.spec.name}", "")
+            if not host.running:
+                host.boot()
+        self.lab.start_agents()
+
+    def _end_migrations(self) -> None:
+        for migration in self._migrations:
+            head = self.store.head(migration)
+            if head is None or head.terminal:
+                continue
+            state = lifecycle.fold(self.events(migration))
+            wish = {"control": "rollback", "discard_target_writes": True} if state.reversible else "abort"
+            self.control(migration, wish)
+            wait_until(lambda name=migration: self._ended(name), f"{migration} does not end", 40)
+
+    def _ended(self, migration: str) -> bool:
+        head = self.store.head(migration)
+        return head is not None and head.terminal
+
+    def _remove_all(self) -> None:
+        """Containers first: the agent folds the union of one that is gone, and then volumes can go."""
+        for client in self.docker.values():
+            for container in client.containers.list(all=True, ignore_removed=True):
+                container.remove(force=True)
+        for migration in self._migrations:
+            head = self.store.head(migration)
+            if head is not None and head.phase in ("completed", "finalise"):
+                self.wait_for(migration, "finalised", timeout_seconds=20)
+        for client in self.docker.values():
+            for volume in client.volumes.list():
+                volume.remove(force=True)
+        for host in self.lab.hosts:
+            subprocess.run(["find", str(host.path("/srv")), "-mindepth", "1", "-delete"], check=True)
+
+    def _assert_nothing_left(self) -> None:
+        for host in self.lab.hosts:
+            name = host.spec.name
+            left = [*self.mounts(name), *self.tools(name), *self.stages(name)]
+            assert not left, f"left on {name}: {left}"
+
+    def wait_inbox_empty(self, migrations: Iterable[str]) -> None:
+        """Until neither host has a pointer to any of these ended migrations."""
+        wanted = [self.keys.inbox_pointer(host.spec.name, name) for host in self.lab.hosts for name in migrations]
+
+        def gone() -> bool:
+            return all(self.store.get(key) is None for key in wanted)
+
+        wait_until(gone, "inbox pointers of ended migrations stay", INBOX_SECONDS)
+
+
+def told(events: Sequence[Event]) -> str:
+    """A history in words, for the message of a failing test."""
+    lines = []
+    for event in events:
+        data = event.data
+        more = f": {data.step}: {data.reason}" if isinstance(data, schema.StepFailed) else ""
+        more = f": {'; '.join(data.reasons)}" if isinstance(data, schema.Rejected) else more
+        lines.append(f"{event.seq} {event.by} {event.type}{more}")
+    return "\n".join(lines) or "(no events)"
+
+
+def differences(expected: Sequence[Entry], actual: Sequence[Entry], *, apart_from: Sequence[str] = ()) -> list[str]:
+    """How two trees differ, in words. ``apart_from`` are kinds of difference that do not count."""
+    found: Iterable[Difference] = compare(expected, actual)
+    return [difference.words for difference in found if difference.what not in apart_from]
+
+
+def without_state(inspected: Mapping[str, Any]) -> dict[str, Any]:
+    """A container's ``docker inspect`` without what changes when it is stopped and started again."""
+    kept = {key: value for key, value in inspected.items() if key not in ("State", "RestartCount")}
+    network = dict(kept.get("NetworkSettings", {}))
+    for changing in ("SandboxID", "SandboxKey", "EndpointID"):
+        network.pop(changing, None)
+    network["Networks"] = {
+        name: {key: value for key, value in endpoint.items() if key not in ("EndpointID",)}
+        for name, endpoint in network.get("Networks", {}).items()
+    }
+    return {**kept, "NetworkSettings": network}
+
+
+def bring_up(lab: Lab) -> dict[str, str]:
+    """The lab with its images on both hosts; returns the images' tags by name."""
+    lab.up()
+    return {name: share(name, lab.hosts) for name in ("busybox", "redis")}
