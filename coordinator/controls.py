@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.lifecycle import Lifecycle, waiting_for
+from coordinator.lifecycle import STILL_MOVING, Lifecycle, waiting_for
 from events.schema import (
     AbortOrdered,
+    BwlimitOrdered,
     ControlRefused,
     Data,
     FinaliseOrdered,
@@ -21,6 +22,7 @@ from events.schema import (
 
 MAX_CONTROL_BYTES = 4096
 MAX_WORDS = 500
+MAX_KIB = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Control:
     discard_target_writes: bool = False
     target_off: str = ""
     """Who vouches that the target is powered off."""
+    kib: int | None = None
+    """Of ``bwlimit``: KiB/s, 0 for no limit."""
 
 
 _OPTIONS: dict[str, dict[str, type]] = {
@@ -41,6 +45,7 @@ _OPTIONS: dict[str, dict[str, type]] = {
     "finalise": {"reason": str},
     "pause": {"reason": str},
     "resume": {"reason": str},
+    "bwlimit": {"reason": str, "kib": int},
 }
 CONTROLS = tuple(_OPTIONS)
 
@@ -137,6 +142,17 @@ def _resume(control: Control, lifecycle: Lifecycle) -> Data | None:
     return Resumed() if lifecycle.paused and not lifecycle.terminal else None
 
 
+def _bwlimit(control: Control, lifecycle: Lifecycle) -> Data | None:
+    if control.kib is None or not 0 <= control.kib <= MAX_KIB:
+        return ControlRefused(
+            control="bwlimit",
+            reason=f'it needs a number of KiB per second from 0 (no limit) to {MAX_KIB}: {{"control":"bwlimit","kib":N}}',
+        )
+    if lifecycle.state not in STILL_MOVING:
+        return _too_late(control, lifecycle)
+    return None if control.kib == lifecycle.bwlimit_kib else BwlimitOrdered(kib=control.kib)
+
+
 def _too_late(control: Control, lifecycle: Lifecycle) -> Data:
     return ControlRefused(control=control.name, reason=f"it is too late: {waiting_for(lifecycle)}")
 
@@ -147,4 +163,5 @@ _ANSWERS: dict[str, Callable[[Control, Lifecycle], Data | None]] = {
     "finalise": _finalise,
     "pause": _pause,
     "resume": _resume,
+    "bwlimit": _bwlimit,
 }

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from coordinator.policy import Round, choose
+from coordinator.policy import Round, plan_next
 from events.decision import Decision, Draft
 from events.errors import IllegalEventError
 from events.machine import Row, Table
@@ -26,6 +26,7 @@ from events.schema import (
     EVENT_TYPES,
     Aborted,
     AbortOrdered,
+    BwlimitOrdered,
     Completed,
     CutoverOrdered,
     Data,
@@ -36,6 +37,7 @@ from events.schema import (
     Requested,
     RollbackOrdered,
     RolledBack,
+    SourcePrepared,
     SourceReleased,
     StepFailed,
     SyncFinished,
@@ -46,6 +48,8 @@ from events.schema import (
 BEFORE_CLAIM = ("admit", "prepare", "pre_copy", "cut_over")
 AFTER_CLAIM = ("claimed", "fill", "verify", "release", "completed", "finalise", "finalised")
 """States from which the way back is a roll-back, as long as the source keeps its copy."""
+STILL_MOVING = (*BEFORE_CLAIM, "claimed", "fill")
+"""States in which data may still travel from source to target."""
 
 TABLE = Table(
     "lifecycle",
@@ -103,7 +107,7 @@ TABLE = Table(
         Row("target_cleaned", ("rolling_back",), "rolling_back"),
         Row("rolled_back", ("rolling_back",), "rolled_back"),
     ),
-    ignored=("step_failed", "step_recovered", "control_refused", "paused", "resumed"),
+    ignored=("step_failed", "step_recovered", "control_refused", "paused", "resumed", "bwlimit_ordered"),
     final=("completed", "finalised", "aborted", "rolled_back", "rejected"),
 )
 
@@ -116,6 +120,10 @@ class Lifecycle:
     seq: int = 0
     request: Request | None = None
     container_id: str = ""
+    mounts: int = 0
+    """Data mounts of the container."""
+    bwlimit_kib: int = 0
+    """In force now."""
     rounds: tuple[Round, ...] = ()
     round_ordered: int = 0
     round_finished: int = 0
@@ -194,7 +202,13 @@ def apply(lifecycle: Lifecycle, event: Event) -> Lifecycle:
 def _remember(after: Lifecycle, event: Event) -> Lifecycle:
     match event.data:
         case Requested() as data:
-            return replace(after, request=data.request, container_id=data.container_id)
+            return replace(
+                after, request=data.request, container_id=data.container_id, bwlimit_kib=data.request.bwlimit_kib
+            )
+        case SourcePrepared() as data:
+            return replace(after, mounts=len(data.mounts))
+        case BwlimitOrdered() as data:
+            return replace(after, bwlimit_kib=data.kib)
         case SyncOrdered() as data:
             return replace(after, round_ordered=data.round, tracking_lost="")
         case SyncFinished() as data:
@@ -280,14 +294,26 @@ def _after_round(lifecycle: Lifecycle) -> Decision:
     if lifecycle.round_finished < lifecycle.round_ordered:
         return Decision(f"pre-copy round {lifecycle.round_ordered} is under way")
     assert lifecycle.request is not None
-    choice = choose(lifecycle.rounds, max_rounds=lifecycle.request.max_rounds)
+    choice = plan_next(
+        lifecycle.request.strategy,
+        lifecycle.rounds,
+        max_rounds=lifecycle.request.max_rounds,
+        mounts=lifecycle.mounts,
+        downtime_budget_seconds=lifecycle.request.downtime_budget_seconds,
+    )
     if choice.another_round:
-        order = SyncOrdered(round=lifecycle.round_ordered + 1, why=choice.why)
+        order = SyncOrdered(round=lifecycle.round_ordered + 1, why=choice.why, contents=choice.contents)
         return _order(lifecycle, order, f"ordering pre-copy round {order.round}: {choice.why}")
+    why, untracked = choice.why, not choice.tracked
     if lifecycle.tracking_losses >= MAX_TRACKING_LOSSES:
-        why = f"{choice.why}; changes cannot be tracked, so everything counts as changed"
-        return _order(lifecycle, CutoverOrdered(why=why, untracked=True), f"ordering the cut-over: {why}")
-    return _order(lifecycle, CutoverOrdered(why=choice.why), f"ordering the cut-over: {choice.why}")
+        why, untracked = f"{why}; changes cannot be tracked, so everything counts as changed", True
+    cutover = CutoverOrdered(
+        why=why,
+        untracked=untracked,
+        strategy=choice.strategy,
+        downtime_budget_seconds=choice.downtime_budget_seconds,
+    )
+    return _order(lifecycle, cutover, f"ordering the cut-over: {why}")
 
 
 MAX_TRACKING_LOSSES = 2
@@ -301,6 +327,7 @@ def _during_cut_over(lifecycle: Lifecycle) -> Decision:
     order = SyncOrdered(
         round=lifecycle.round_ordered + 1,
         why=f"the source cannot vouch for its dirty set ({lifecycle.tracking_lost}); compare everything",
+        contents=lifecycle.request is None or lifecycle.request.strategy != "postcopy",
     )
     return _order(lifecycle, order, "another round: the source's tracking was lost")
 

@@ -26,7 +26,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,13 +185,17 @@ class Union:
     def apply(self, entries: Iterable[Entry], *, everything: bool = False) -> Applied:
         """Apply the dirty manifest to ``upper_tree`` (``placement.apply``), durably; harmless when repeated.
 
-        Raises PermanentError while the union is mounted: then the tree belongs to the container.
+        Placeholders of an earlier application stay, unless this one concerns them: ``postcopy`` lays all of them
+        before the stop. Raises PermanentError while the union is mounted: then the tree belongs to the container.
         """
+        entries = list(entries)
+        earlier = self._placeholders()
         self._require_unmounted("the dirty manifest cannot be applied")
         applied = placement.apply(
             self.upper_tree, self.basis, entries, everything=everything, spare=self.stage / "spare"
         )
-        records = [_Record(p.path, p.size, p.handle_type, p.handle) for p in applied.placeholders]
+        holders = [*self._untouched(earlier, applied, entries), *applied.placeholders]
+        records = [_Record(p.path, p.size, p.handle_type, p.handle) for p in holders]
         write_durably(self._placeholders_file, msgspec.msgpack.encode(records))
         sync_filesystem(self.stage)
         return applied
@@ -275,14 +279,21 @@ class Union:
         Exact while the container works: a file it has overwritten or removed is no longer listed, one that it
         has renamed or linked is.
         """
+        return [holder.path for holder in self.remaining()]
+
+    def remaining(self, among: Iterable[Placeholder] | None = None) -> list[Placeholder]:
+        """As ``fill_list``, with sizes; only those of ``among`` if given, which costs less than looking at all."""
+        holders = self._placeholders() if among is None else list(among)
+        if not holders:
+            return []
         needed = []
         with Beneath(self.replica) as contents:
-            for holder in self._placeholders():
+            for holder in holders:
                 found = contents.stat(holder.path)
                 if found is not None and stat.S_ISREG(found.st_mode) and found.st_size == holder.size:
                     continue
                 if placement.still_placeholder(contents.root, holder):
-                    needed.append(holder.path)
+                    needed.append(holder)
         return needed
 
     def replica_complete(self) -> bool:
@@ -388,6 +399,21 @@ class Union:
         records = msgspec.msgpack.decode(self._placeholders_file.read_bytes(), type=list[_Record])
         return [Placeholder(r.path, r.size, r.handle_type, r.handle) for r in records]
 
+    def _untouched(self, earlier: list[Placeholder], applied: Applied, entries: list[Entry]) -> list[Placeholder]:
+        """Placeholders of earlier applications that are still there. Looks only where ``entries`` changed something."""
+        if not earlier:
+            return []
+        fresh = {holder.path for holder in applied.placeholders}
+        touched = {entry.path for entry in entries if entry.kind != "d" or entry.stale}
+        kept = []
+        with Beneath(self.upper_tree) as tree:
+            for holder in earlier:
+                if holder.path in fresh:
+                    continue
+                if not any(path in touched for path in _with_parents(holder.path)) or _is_placeholder(tree, holder):
+                    kept.append(holder)
+        return kept
+
     def _mergerfs(self) -> list[int]:
         return mounts.processes_with_argument(f"fsname={self._lower_name}".encode(), program=b"mergerfs")
 
@@ -476,6 +502,22 @@ class Union:
 def fold_placeholders(tree: Path, contents: Path, stage: Path) -> None:
     """Give every placeholder of ``tree`` its data from ``contents``, by renames. Harmless when repeated."""
     fold_tree(tree, contents, stage / "spare", stage / "fold.journal")
+
+
+def _with_parents(path: bytes) -> Iterator[bytes]:
+    """``path`` and every directory above it, the tree itself included."""
+    while path:
+        yield path
+        path = os.path.dirname(path)
+    yield b""
+
+
+def _is_placeholder(tree: Beneath, holder: Placeholder) -> bool:
+    seen = tree.stat(holder.path)
+    if seen is None or not stat.S_ISREG(seen.st_mode):
+        return False
+    marks = placement.read_xattrs(*tree.locate(holder.path))
+    return METACOPY in marks and marks.get(REDIRECT) == b"/" + holder.path
 
 
 def _metacopy_is_on(options: bytes) -> bool:

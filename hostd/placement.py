@@ -305,9 +305,10 @@ class _Placement:
                 yield entry.path
                 self._remove(entry.path)
             elif entry.kind == "d" and entry.stale and not everything:
-                if covered is None or not entry.path.startswith(covered):
-                    yield from self._remove_unlisted(entry.path, present)
-                    covered = entry.path + b"/" if entry.path else b""
+                if covered is not None and entry.path.startswith(covered):
+                    continue
+                yield from self._remove_unlisted(entry.path, present)
+                covered = entry.path + b"/" if entry.path else b""
 
     def _remove(self, path: bytes) -> None:
         if not path:

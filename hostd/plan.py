@@ -17,14 +17,18 @@ from events.errors import IllegalEventError
 from events.machine import Table
 from events.schema import (
     AbortOrdered,
+    BwlimitOrdered,
+    CutoverOrdered,
     Data,
     DirtyManifest,
     Event,
+    Request,
     Requested,
     SourcePrepared,
     SourceStopped,
     StepFailed,
     SyncArmed,
+    SyncFinished,
     SyncOrdered,
     TargetPrepared,
 )
@@ -47,6 +51,8 @@ class View:
     failing: Mapping[str, StepFailed] = field(default_factory=dict)
     """The newest unrecovered failure of each agent, by author."""
     round: int = 0
+    rounds: tuple[SyncFinished, ...] = ()
+    """Every finished pre-copy round."""
 
     @property
     def requested(self) -> Requested:
@@ -77,6 +83,29 @@ class View:
         data = self.facts.get("source_stopped")
         assert data is None or isinstance(data, SourceStopped)
         return data
+
+    @property
+    def request(self) -> Request:
+        return self.requested.request
+
+    @property
+    def bwlimit_kib(self) -> int:
+        """The limit of transfers that is in force: the newest order's, or the request's. 0 for none."""
+        data = self.facts.get("bwlimit_ordered")
+        return data.kib if isinstance(data, BwlimitOrdered) else self.request.bwlimit_kib
+
+    @property
+    def strategy(self) -> str:
+        """How contents that have not arrived before the stop are brought: the order's word, or the request's."""
+        order = self.facts.get("cutover_ordered")
+        return (order.strategy if isinstance(order, CutoverOrdered) else "") or self.request.strategy
+
+    @property
+    def downtime_budget_seconds(self) -> float:
+        """What bringing them inside the stop window may cost."""
+        order = self.facts.get("cutover_ordered")
+        ordered = order.downtime_budget_seconds if isinstance(order, CutoverOrdered) else 0.0
+        return ordered or self.request.downtime_budget_seconds
 
     @property
     def aborted_for(self) -> str:
@@ -139,7 +168,8 @@ class Plan:
         else:
             failing.pop(event.by, None)
         number = event.data.round if isinstance(event.data, SyncOrdered) else view.round
-        return replace(after, failing=failing, round=number)
+        rounds = (*view.rounds, event.data) if isinstance(event.data, SyncFinished) else view.rounds
+        return replace(after, failing=failing, round=number, rounds=rounds)
 
     def fold(self, events: Iterable[Event], view: View | None = None) -> View:
         """The view that ``events`` lead to, continuing ``view``."""

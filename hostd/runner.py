@@ -6,6 +6,9 @@
         outcomes = perform(decision.effects)                  # level-triggered, cancellable
         store.append(decision.conclude(outcomes))             # conflict: fold again
 
+The order of these, and what follows from an error, is ``hostd/turn.py``'s; here are its hands: thread, clock,
+store and effects.
+
 It must never act on a stream that it cannot fold, nor append anything but the outcome of a step that
 the stream still asks for. One thread at most works on a migration; it ends when there is nothing to
 do, so a host with a thousand settled containers has no thread for them.
@@ -22,34 +25,32 @@ from typing import Any
 import structlog
 
 from events.decision import Decision
-from events.errors import (
-    CancelledError,
-    CargoError,
-    ConflictError,
-    RefusedError,
-    SchemaError,
-    StoreUnavailableError,
-    TransientError,
-)
+from events.errors import CargoError, SchemaError, StoreUnavailableError
 from events.failpoints import Failpoints
-from events.schema import Data, Event, StepFailed
+from events.schema import Event
 from events.stamp import Stamper
 from events.store import Store
-from hostd.effects.base import ContainerChangedError, Context, TrackingLostError, Workbench
+from hostd.effects.base import Context, Workbench
 from hostd.effects.registry import EFFECTS
 from hostd.plan import Plan, View
+from hostd.turn import (
+    MAX_ATTEMPTS_BEFORE_CLAIM,
+    Append,
+    Begin,
+    Operation,
+    Pass,
+    Perform,
+    Read,
+    Rest,
+    Tell,
+    Turns,
+    Wait,
+)
 
-MAX_ATTEMPTS_BEFORE_CLAIM = 6
-"""With the back-off below, about a minute: longer than a reboot of sshd, short enough that a person who
-waits for a migration learns that it will not happen while the container still runs on the source."""
+__all__ = ["MAX_ATTEMPTS_BEFORE_CLAIM", "Runner", "RunnerPorts"]
+
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
-_IRREVOCABLE_STATES = frozenset(
-    {"starting", "filling", "filling_digested", "filled", "verifying", "verified", "settled", "finalising"}
-    | {"frozen", "yielded", "digesting", "digested", "releasing", "released"}
-    | {"cleaning", "restoring", "yielding", "clearing", "carrying", "reviving"}
-)
-"""States whose steps are retried for ever: no abort exists, or the step is the abort itself."""
 
 
 @dataclass
@@ -72,9 +73,7 @@ class Runner:
         self.migration = migration
         self.plan = plan
         self.ports = ports
-        self.author = f"hostd/{ports.host}"
-        self.view: View = plan.start()
-        self.last: Event | None = None
+        self._turns = Turns(plan, ports.host)
         self.halted = ""
         """Why this stream is not acted upon any more: it cannot be understood."""
         self._log = ports.log.bind(migration=migration, role=plan.role)
@@ -84,9 +83,8 @@ class Runner:
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
         self._closing = threading.Event()
-        self._done_cause: tuple[str, int] | None = None
-        self._failures = 0
-        self._busy_step = ""
+        self._context: Context | None = None
+        self._began = 0.0
         self._poke_at: float | None = None
 
     # --- waking --------------------------------------------------------------------------------
@@ -97,10 +95,10 @@ class Runner:
             if self._closing.is_set():
                 return
             if poke:
-                self._done_cause = None
+                self._turns.rested = None
             self._woken.set()
             if self._thread is not None and self._thread.is_alive():
-                peek = bool(self._busy_step)
+                peek = bool(self._turns.busy_step)
             else:
                 self._thread = threading.Thread(
                     target=self._work, name=f"{self.plan.role}:{self.migration}", daemon=True
@@ -120,6 +118,16 @@ class Runner:
             thread.join(timeout_seconds)
 
     @property
+    def view(self) -> View:
+        """The stream as this host knows it."""
+        return self._turns.view
+
+    @property
+    def last(self) -> Event | None:
+        """The newest event that was read or appended."""
+        return self._turns.last
+
+    @property
     def finished(self) -> bool:
         """This host has nothing more to do for the migration, now or after a restart."""
         return self.view.state == "ended"
@@ -127,10 +135,10 @@ class Runner:
     def _peek(self) -> None:
         """While a step runs: cancel it if the stream has turned to undoing."""
         try:
-            decision = self._read_and_decide()
+            decision = self._read()
         except CargoError:
             return  # the working thread meets the same and reports it
-        if decision.undo and decision.step != self._busy_step:
+        if self._turns.overtaken(decision):
             self._cancelled.set()
 
     # --- the loop ------------------------------------------------------------------------------
@@ -139,201 +147,125 @@ class Runner:
         while not self._closing.is_set():
             self._woken.clear()
             try:
-                more = self._turn()
+                more = self._turn() and not self._closing.is_set()
             except StoreUnavailableError as error:
                 self._log.warning("store unavailable, holding", reason=str(error))
-                more = self._back_off()
+                more = self._back_off(self._turns.failures)
             except SchemaError as error:
                 self.halted = str(error)
                 self._log.error("refusing to act on this migration", reason=str(error))
                 return
             except Exception:
                 self._log.exception("unexpected error, will try again")
-                more = self._back_off()
+                more = self._back_off(self._turns.failures)
             if more or self._woken.is_set():
                 continue
             if self._poke_at is not None:
                 self._woken.wait(max(0.0, self._poke_at - time.monotonic()))
                 self._poke_at = None
-                self._done_cause = None
+                self._turns.rested = None
                 continue
             with self._lock:
                 if not self._woken.is_set():
                     self._thread = None
                     return
 
-    def _read_and_decide(self) -> Decision:
-        with self._reading:
-            fresh = self.ports.store.read(self.migration, after=self.last)
-            self.view = self.plan.fold(fresh, self.view)
-            if fresh:
-                self.last = fresh[-1]
-            return self.plan.decide(self.view, self.author)
-
     def _turn(self) -> bool:
         """One turn. Returns whether to look again at once."""
-        decision = self._read_and_decide()
-        if decision.idle or self._done_cause == (decision.step, decision.cause):
-            return False
-        self._cancelled.clear()
-        self._busy_step = decision.step
+        operations = self._turns.turn()
         try:
-            self._perform_and_append(decision)
-        except CancelledError:
-            self._log.info("step cancelled", step=decision.step)
-            return not self._closing.is_set()
-        except (ConflictError, StoreUnavailableError):
-            raise
-        except CargoError as error:
-            return self._failed(decision, error)
+            operation = next(operations)
+            while True:
+                try:
+                    result = self._do(operation)
+                except Exception as error:
+                    operation = operations.throw(error)
+                else:
+                    operation = operations.send(result)
+        except StopIteration as done:
+            return bool(done.value)
         finally:
-            self._busy_step = ""
-        self._failures = 0
-        return True
+            self._context = None
 
-    def _perform_and_append(self, decision: Decision) -> None:
-        self._log.info("step begins", step=decision.step, seq=self.view.seq)
-        context = Context(
+    def _do(self, operation: Operation) -> Any:
+        match operation:
+            case Read():
+                return self._read()
+            case Begin(decision):
+                self._begin(decision.step)
+            case Perform(name, undo):
+                return self._perform(name, undo)
+            case Pass(name, moment):
+                if moment == "before_event":
+                    self._say_done(name)
+                self.ports.failpoints.hit(f"{self.plan.role}.{name}:{moment}")
+            case Append():
+                self._append(operation)
+            case Rest():
+                if self._context is not None and self._context.poke_after is not None:
+                    self._poke_at = time.monotonic() + self._context.poke_after
+            case Tell():
+                self._say_failed(operation)
+            case Wait(failures):
+                self._back_off(failures)
+        return None
+
+    def _read(self) -> Decision:
+        with self._reading:
+            return self._turns.learn(self.ports.store.read(self.migration, after=self.last))
+
+    def _begin(self, step: str) -> None:
+        self._cancelled.clear()
+        if self._closing.is_set():
+            self._cancelled.set()
+        self._log.info("step begins", step=step, seq=self.view.seq)
+        self._began = time.monotonic()
+        self._context = Context(
             migration=self.migration,
             view=self.view,
             bench=self.ports.bench,
             cancelled=self._cancelled,
-            log=self._log.bind(step=decision.step, seq=self.view.seq),
+            log=self._log.bind(step=step, seq=self.view.seq),
             progress=lambda fields: self.ports.progress(self.migration, fields),
+            newest=lambda: self.view,
         )
-        started = time.monotonic()
-        outcomes = self._perform(decision, context)
-        self._log.info("step done", step=decision.step, seq=self.view.seq, seconds=round(time.monotonic() - started, 4))
-        event = decision.conclude(outcomes) if decision.conclude is not None else None
-        if event is None:
-            self._done_cause = (decision.step, decision.cause)
-            if context.poke_after is not None:
-                self._poke_at = time.monotonic() + context.poke_after
-            return
-        self._hit(decision.step, "before_event")
-        self._conclude(decision, event)
-        self._hit(decision.step, "after_event")
 
-    def _perform(self, decision: Decision, context: Context) -> dict[str, Any]:
-        outcomes: dict[str, Any] = {}
-        problems: list[CargoError] = []
-        for name in decision.effects:
-            effect = EFFECTS[name]
-            if decision.undo:
-                # The way back runs everything: one undo that fails must not keep the next from running.
-                try:
-                    outcomes[name] = effect.undo(context)
-                except CargoError as error:
-                    problems.append(error)
-                continue
-            context.check_cancelled()
-            self._hit(name, "before_effect")
-            outcomes[name] = effect.run(context)
-            self._hit(name, "after_effect")
-        if problems:
-            raise TransientError("; ".join(str(problem) for problem in problems))
-        return outcomes
+    def _perform(self, name: str, undo: bool) -> Any:
+        assert self._context is not None, "a step begins before its effects"
+        if undo:
+            return EFFECTS[name].undo(self._context)
+        self._context.check_cancelled()
+        return EFFECTS[name].run(self._context)
 
-    def _conclude(self, decision: Decision, data: Data) -> None:
-        """Append the outcome. If others appended meanwhile, the step must still be asked for."""
-        while True:
-            try:
-                self._append(data, decision)
-            except ConflictError:
-                self._read_and_decide()
-            else:
-                return
-
-    def _append(self, data: Data, decision: Decision) -> None:
-        """Append ``data`` if the stream, as far as it has been read, still asks for ``decision``."""
-        request = self.view.requested.request
-        others = {request.source, request.target} - {self.ports.host}
+    def _append(self, operation: Append) -> None:
         with self._reading:
-            current = self.plan.decide(self.view, self.author)
-            if current.step != decision.step:
-                raise CancelledError(f"{decision.step} was overtaken")
+            draft = self._turns.draft(operation.data, operation.decision)
             event = self.ports.store.append(
                 self.migration,
-                self.last,
-                data,
-                cause=current.cause,
-                stamp=self.ports.stamper.stamp(self.view.epoch),
-                notify=sorted(others),
+                draft.previous,
+                draft.data,
+                cause=draft.cause,
+                stamp=self.ports.stamper.stamp(draft.epoch),
+                notify=draft.notify,
             )
-            self.view = self.plan.apply(self.view, event)
-            self.last = event
+            self._turns.appended(event)
         self._log.info("appended", type=event.type, seq=event.seq)
 
-    # --- failure -------------------------------------------------------------------------------
+    def _say_done(self, step: str) -> None:
+        seconds = round(time.monotonic() - self._began, 4)
+        self._log.info("step done", step=step, seq=self.view.seq, seconds=seconds)
 
-    def _failed(self, decision: Decision, error: CargoError) -> bool:
-        self._failures += 1
-        transient = isinstance(error, TransientError)
-        irrevocable = self.view.state in _IRREVOCABLE_STATES
-        retrying = irrevocable or (transient and self._failures < MAX_ATTEMPTS_BEFORE_CLAIM)
+    def _say_failed(self, failed: Tell) -> None:
         self._log.warning(
             "step failed",
-            step=decision.step,
+            step=failed.decision.step,
             seq=self.view.seq,
-            reason=str(error),
-            retrying=retrying,
-            attempt=self._failures,
+            reason=str(failed.error),
+            retrying=failed.retrying,
+            attempt=failed.attempt,
         )
-        known = self.view.failing.get(self.author)
-        if known is None or known.reason != _clip(str(error)) or known.retrying != retrying:
-            report = StepFailed(
-                step=decision.step,
-                reason=_clip(str(error)),
-                retrying=retrying,
-                attempt=self._failures,
-                advice=self._advice(retrying),
-                code=_code(error),
-                reasons=tuple(_clip(reason) for reason in error.reasons[:50])
-                if isinstance(error, RefusedError)
-                else (),
-            )
-            try:
-                self._append(report, decision)
-            except (ConflictError, CancelledError):
-                return True
-        if not retrying:
-            self._failures = 0
-            return True
-        return self._back_off()
 
-    def _advice(self, retrying: bool) -> str:
-        request = self.view.requested.request
-        if self.view.state in ("cleaning", "restoring"):
-            return f"{self.ports.host} keeps trying to undo what it did; look at its log if this lasts"
-        if self.view.state in _IRREVOCABLE_STATES:
-            return (
-                f"the data on {request.source} is kept untouched; {self.ports.host} keeps trying, "
-                "and goes on by itself once the cause is gone"
-            )
-        if retrying:
-            return f"nothing is lost, the container's home is still {request.source}; trying again"
-        return f"the migration is aborted, the container stays on {request.source}"
-
-    def _back_off(self) -> bool:
-        delay = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 10))
+    def _back_off(self, failures: int) -> bool:
+        delay = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 10))
         self._woken.wait(delay)
         return True
-
-    def _hit(self, name: str, moment: str) -> None:
-        self.ports.failpoints.hit(f"{self.plan.role}.{name}:{moment}")
-
-
-MAX_REASON_CHARACTERS = 2000
-"""An event is bounded; a tool's whole output belongs into the log."""
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= MAX_REASON_CHARACTERS else text[: MAX_REASON_CHARACTERS - 1] + "…"
-
-
-def _code(error: CargoError) -> Any:
-    if isinstance(error, TrackingLostError):
-        return "tracking_lost"
-    if isinstance(error, ContainerChangedError):
-        return "container_changed"
-    return "refused" if isinstance(error, RefusedError) else "failed"

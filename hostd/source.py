@@ -57,7 +57,7 @@ TABLE = Table(
         Row("source_prepared", ("preparing",), "prepared"),
         Row("sync_ordered", ("prepared", "armed", "stopping"), "arming"),
         Row("sync_armed", ("arming",), "armed"),
-        Row("cutover_ordered", ("armed",), "stopping"),
+        Row("cutover_ordered", ("prepared", "armed"), "stopping"),
         Row("source_stopped", ("stopping",), "frozen"),
         Row("target_claimed", ("frozen",), "yielded"),
         Row("target_started", ("yielded",), "digesting"),
@@ -89,6 +89,7 @@ TABLE = Table(
         "control_refused",
         "paused",
         "resumed",
+        "bwlimit_ordered",
     ),
     final=("kept", "ended"),
 )

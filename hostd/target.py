@@ -73,7 +73,7 @@ TABLE = Table(
         Row("sync_ordered", ("prepared", "synced", "bracing"), "synced"),
         Row("sync_armed", ("synced",), "syncing"),
         Row("sync_finished", ("syncing",), "synced"),
-        Row("cutover_ordered", ("synced",), "bracing"),
+        Row("cutover_ordered", ("prepared", "synced"), "bracing"),
         Row("source_stopped", ("bracing",), "uniting"),
         Row("target_claimed", ("uniting",), "starting"),
         Row("target_started", ("starting",), "filling"),
@@ -108,6 +108,7 @@ TABLE = Table(
         "control_refused",
         "paused",
         "resumed",
+        "bwlimit_ordered",
     ),
     final=("finalised", "ended"),
 )
@@ -121,8 +122,8 @@ def _synced(view: View, outcomes: Outcomes) -> Data:
     return SyncFinished(round=view.round, **fields_for(SyncFinished, outcomes))
 
 
-def _claimed(_view: View, _outcomes: Outcomes) -> Data:
-    return TargetClaimed()
+def _claimed(_view: View, outcomes: Outcomes) -> Data:
+    return TargetClaimed(**fields_for(TargetClaimed, outcomes))
 
 
 def _started(_view: View, outcomes: Outcomes) -> Data:

@@ -25,10 +25,8 @@ from events.errors import (
     CancelledError,
     CargoError,
     ConflictError,
-    ContainerChangedError,
     RefusedError,
     StoreUnavailableError,
-    TrackingLostError,
     TransientError,
 )
 from events.schema import Data, Event, StepFailed
@@ -151,7 +149,6 @@ class Turns:
         decision = yield Read()
         if decision.idle or self.rested == (decision.step, decision.cause):
             return False
-        self.busy_step = decision.step
         try:
             yield from self._perform_and_append(decision)
         except CancelledError:
@@ -169,6 +166,7 @@ class Turns:
 
     def _perform_and_append(self, decision: Decision) -> Generator[Operation, Any, None]:
         yield Begin(decision)
+        self.busy_step = decision.step
         outcomes = yield from (self._undo(decision) if decision.undo else self._run(decision))
         data = decision.conclude(outcomes) if decision.conclude is not None else None
         if data is None:
@@ -278,9 +276,6 @@ def _clip(text: str) -> str:
     return text if len(text) <= MAX_REASON_CHARACTERS else text[: MAX_REASON_CHARACTERS - 1] + "…"
 
 
-def _code(error: CargoError) -> Literal["failed", "refused", "tracking_lost", "container_changed"]:
-    if isinstance(error, TrackingLostError):
-        return "tracking_lost"
-    if isinstance(error, ContainerChangedError):
-        return "container_changed"
-    return "refused" if isinstance(error, RefusedError) else "failed"
+def _code(error: CargoError) -> Any:
+    """Errors that the coordinator answers in a special way name their ``code`` (``hostd/effects/base.py``)."""
+    return getattr(error, "code", "refused" if isinstance(error, RefusedError) else "failed")

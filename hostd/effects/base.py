@@ -30,9 +30,13 @@ Outcome = Mapping[str, Any] | None
 class TrackingLostError(PermanentError):
     """The tracker cannot vouch for what changed; another round, comparing everything, mends it."""
 
+    code = "tracking_lost"
+
 
 class ContainerChangedError(PermanentError):
     """A person or the container itself stopped, removed, renamed or replaced the container."""
+
+    code = "container_changed"
 
 
 @dataclass
@@ -63,6 +67,8 @@ class Context:
     cancelled: threading.Event
     log: structlog.stdlib.BoundLogger
     progress: Callable[[dict[str, Any]], None] = lambda _fields: None
+    newest: Callable[[], View] | None = None
+    """The stream as it is known by now: ``view`` is what the step began with."""
     poke_after: float | None = None
     """Set by an effect that wants its step repeated after so many seconds without another event."""
 
@@ -75,6 +81,11 @@ class Context:
     def directory(self) -> Path:
         """This migration's private directory on this host."""
         return self.bench.settings.state_dir / "migrations" / self.migration
+
+    @property
+    def bwlimit_kib(self) -> int:
+        """The limit of transfers that is in force at this moment; a person may change it during a step."""
+        return (self.newest() if self.newest is not None else self.view).bwlimit_kib
 
     def check_cancelled(self) -> None:
         """Raise CancelledError when the step is no longer wanted."""

@@ -21,13 +21,13 @@ class CreateContainer(Effect):
         return {"container_id": container_id}
 
     def undo(self, context: Context) -> Outcome:
-        """Remove the container; it has never run."""
+        """Remove the container: it has never run, or the source runs again."""
         if "source_prepared" not in context.view.facts:
             return None
         container_id = our_container(context)
         if container_id is None:
             return None
-        if "target_claimed" in context.view.facts:
-            raise PermanentError("the container was claimed for this host; it is not removed by an abort")
+        if "target_claimed" in context.view.facts and "source_restored" not in context.view.facts:
+            raise PermanentError("the container was claimed for this host; it is removed once the source runs again")
         context.bench.engine.remove(container_id)
         return None

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
-from hostd.effects.arrival import arrivals
+from events.errors import TransientError
+from hostd.effects.arrival import Arrival, arrivals
 from hostd.effects.base import Context, Effect, Outcome
+
+PATIENCE_SECONDS = 10.0
+"""Longer than that, somebody really holds it, and a person should know."""
+LOOK_AGAIN_SECONDS = 0.1
 
 
 class DetachRemote(Effect):
@@ -16,5 +22,20 @@ class DetachRemote(Effect):
     def run(self, context: Context) -> Outcome:
         for arrival in arrivals(context):
             if not arrival.mount.single_file:
-                arrival.union.detach_remote()
+                _detach(context, arrival)
         return None
+
+
+def _detach(context: Context, arrival: Arrival) -> None:
+    """The kernel gives a file of the remote back a moment after its last reader has let go of it."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            arrival.union.detach_remote()
+        except TransientError:
+            context.check_cancelled()
+            if time.monotonic() > deadline:
+                raise
+            context.cancelled.wait(LOOK_AGAIN_SECONDS)
+        else:
+            return

@@ -23,8 +23,10 @@ class ListChanges(Effect):
         if order.discard_target_writes:
             return {"trees": ()}
         context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        here = arrivals(context)
         return {
-            "trees": tuple(self._list(context, arrival, number) for number, arrival in enumerate(arrivals(context)))
+            "trees": tuple(self._list(context, arrival, number) for number, arrival in enumerate(here)),
+            "places": {arrival.mount.destination: str(arrival.union.place) for arrival in here},
         }
 
     @staticmethod

@@ -56,7 +56,9 @@ STEADY_SCRIPT = """
 def essential(container: Container) -> dict[str, object]:
     """The configuration that a migration must carry."""
     config, host = container.attrs["Config"], container.attrs["HostConfig"]
-    mounts = sorted((m["Destination"], m["Type"], m.get("Name", m["Source"]), m["RW"]) for m in container.attrs["Mounts"])
+    mounts = sorted(
+        (m["Destination"], m["Type"], m.get("Name", m["Source"]), m["RW"]) for m in container.attrs["Mounts"]
+    )
     labels = {key: value for key, value in config["Labels"].items() if not key.startswith("cargo.")}
     kept = {name: config.get(name) for name in ESSENTIAL_CONFIG} | {"Labels": labels}
     return {

@@ -7,6 +7,7 @@ does: through etcd keys and ``cargoctl``; and looks at the hosts only from outsi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -312,7 +313,7 @@ class Fleet:
         lifecycle.fold(events)
         for plan in (source.PLAN, target.PLAN):
             plan.fold(events, plan.start())
-        for earlier, later in zip(events, events[1:], strict=False):
+        for earlier, later in itertools.pairwise(events):
             assert later.prev == earlier.digest
         types = [event.type for event in events]
         assert not {"target_claimed", "abort_ordered"} <= set(types), told(events)

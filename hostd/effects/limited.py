@@ -1,0 +1,75 @@
+"""rsync under the limit that is in force. Not an effect: shared by those that pull.
+
+A person may change the limit during a transfer. rsync cannot be told, so it is stopped and started again with the
+new one; what it had of a large file stays in the partial directory and is not fetched twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from events.errors import CancelledError
+from hostd.effects.arrival import Arrival, peer_of_source
+from hostd.effects.base import Context
+from hostd.transport import Progress, RsyncResult
+
+
+class _Interrupt(threading.Event):
+    """Set when the step is no longer wanted, or when another limit is in force than the transfer began with."""
+
+    def __init__(self, context: Context, kib: int) -> None:
+        super().__init__()
+        self._context = context
+        self._kib = kib
+
+    def is_set(self) -> bool:
+        return self._context.cancelled.is_set() or self._context.bwlimit_kib != self._kib
+
+
+def pull(
+    context: Context,
+    arrival: Arrival,
+    destination: Path,
+    *,
+    on_progress: Callable[[Progress], None],
+    **options: Any,
+) -> RsyncResult:
+    """``Transport.rsync_pull`` of the arrival's tree, with its temporary directories; repeated for each new limit.
+
+    ``bytes_received`` includes what interrupted transfers brought. Progress never goes back.
+    """
+    union = arrival.union
+    before = Progress(bytes=0, files=0)
+    while True:
+        kib = context.bwlimit_kib
+        seen = before
+
+        def tell(progress: Progress, so_far: Progress = before) -> None:
+            nonlocal seen
+            seen = Progress(bytes=so_far.bytes + progress.bytes, files=so_far.files + progress.files)
+            on_progress(seen)
+
+        try:
+            result = context.bench.transport.rsync_pull(
+                peer_of_source(context),
+                arrival.mount.tree,
+                destination,
+                temp_dir=union.incoming,
+                partial_dir=union.partial,
+                bwlimit_kib=kib,
+                on_progress=tell,
+                cancelled=_Interrupt(context, kib),
+                **options,
+            )
+        except CancelledError:
+            context.check_cancelled()
+            before = seen
+            context.log.info("transfer begun again with another limit", kib=context.bwlimit_kib)
+            continue
+        return dataclasses.replace(
+            result, bytes_received=result.bytes_received + before.bytes, files=result.files + before.files
+        )
