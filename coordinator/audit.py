@@ -75,9 +75,9 @@ def audit_together(recordings: Iterable[Recording], heads: Mapping[str, Head]) -
     seen: dict[str, str] = {}
     for recorded in recordings:
         own: set[str] = set()
-        for number, text in recorded.texts:
+        for number, raw in recorded.texts:
             try:
-                own.add(decode_event(text).uuid)
+                own.add(decode_event(raw).uuid)
             except SchemaError:
                 continue
             for uuid in own & seen.keys():

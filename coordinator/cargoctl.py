@@ -250,6 +250,8 @@ def control(store: Store, options: argparse.Namespace) -> int:
     wish: dict[str, Any] = {"control": options.command}
     if options.reason:
         wish["reason"] = options.reason
+    if options.command == "bwlimit":
+        wish["kib"] = options.kib
     key = store.keys.control(options.id)
     if not store.put_if_absent(key, json.dumps(wish).encode()):
         raise UsageError(f"another control for {options.id} is waiting for the coordinator; is one running?")
@@ -329,6 +331,8 @@ def parser() -> argparse.ArgumentParser:
         sub = add(name, control, f"ask the coordinator to {name} a migration")
         sub.add_argument("id")
         sub.add_argument("--reason", default="", help="kept in the history")
+        if name == "bwlimit":
+            sub.add_argument("--kib", type=int, required=True, help="KiB per second, 0 for no limit")
     return made
 
 

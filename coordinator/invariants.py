@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from coordinator.findings import Finding
-from coordinator.lifecycle import MAX_TRACKING_RETRIES
 from events import schema
 from events.schema import Event
+
+MOST_EXTRA_ROUNDS = 5
+"""Beyond the request's limit, for trackers that were lost: no policy so far has ordered more."""
 
 REQUIRES: dict[str, tuple[tuple[str, ...], ...]] = {
     "prepare_ordered": (("requested",),),
@@ -23,7 +25,7 @@ REQUIRES: dict[str, tuple[tuple[str, ...], ...]] = {
     "sync_ordered": (("source_prepared",), ("target_prepared",)),
     "sync_armed": (("sync_ordered",),),
     "sync_finished": (("sync_armed",),),
-    "cutover_ordered": (("sync_finished",),),
+    "cutover_ordered": (("target_prepared",),),
     "source_stopped": (("cutover_ordered",),),
     "target_claimed": (("source_stopped",),),
     "target_started": (("source_stopped",), ("target_claimed",)),
@@ -115,13 +117,14 @@ def _one_runner(events: Sequence[Event]) -> Iterator[Finding]:
 
 
 def _rounds(events: Sequence[Event]) -> Iterator[Finding]:
-    """Rounds count up from one; nothing is copied before the source has armed that round; no cut-over in between."""
+    """Rounds count up from one; nothing is copied before the source has armed that round; no cut-over in between, and
+    without any round only where the stopped source is copied as a whole."""
     ordered = armed = finished = 0
     limit: int | None = None
     for event in events:
         match event.data:
             case schema.Requested() as data:
-                limit = data.request.max_rounds + MAX_TRACKING_RETRIES
+                limit = data.request.max_rounds + MOST_EXTRA_ROUNDS
             case schema.SyncOrdered() as data:
                 if data.round != ordered + 1:
                     yield Finding(event.seq, "rounds", f"round {data.round} is ordered after round {ordered}")
@@ -138,9 +141,11 @@ def _rounds(events: Sequence[Event]) -> Iterator[Finding]:
                         event.seq, "rounds", f"round {data.round} is finished, but the source had armed round {armed}"
                     )
                 finished = data.round
-            case schema.CutoverOrdered():
+            case schema.CutoverOrdered() as data:
                 if finished != ordered:
                     yield Finding(event.seq, "rounds", f"the cut-over is ordered while round {ordered} is under way")
+                if not ordered and not data.untracked:
+                    yield Finding(event.seq, "rounds", "the cut-over is ordered before anything was copied")
 
 
 def _pauses(events: Sequence[Event]) -> Iterator[Finding]:

@@ -26,9 +26,9 @@ from typing import Any
 
 from events import history
 from events.errors import CargoError, ChainError
+from events.following import KeyValue
 from events.keyspace import Keyspace, valid_migration_id
 from events.schema import MAX_EVENT_BYTES, Event, decode_event, decode_head
-from events.following import KeyValue
 
 FORMAT = 1
 ARCHIVABLE_PHASES = frozenset({"rejected", "aborted", "rolled_back", "finalised"})

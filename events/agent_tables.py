@@ -40,7 +40,7 @@ SOURCE = AgentMachine(
             Row("source_prepared", ("preparing",), "prepared"),
             Row("sync_ordered", ("prepared", "armed", "stopping"), "arming"),
             Row("sync_armed", ("arming",), "armed"),
-            Row("cutover_ordered", ("armed",), "stopping"),
+            Row("cutover_ordered", ("prepared", "armed"), "stopping"),
             Row("source_stopped", ("stopping",), "frozen"),
             Row("target_claimed", ("frozen",), "yielded"),
             Row("target_started", ("yielded",), "digesting"),
@@ -59,6 +59,7 @@ SOURCE = AgentMachine(
             Row("rolled_back", ("revived",), "ended"),
         ),
         ignored=(
+            "bwlimit_ordered",
             "control_refused",
             "fill_finished",
             "finalise_ordered",
@@ -133,7 +134,7 @@ TARGET = AgentMachine(
             Row("sync_ordered", ("prepared", "synced", "bracing"), "synced"),
             Row("sync_armed", ("synced",), "syncing"),
             Row("sync_finished", ("syncing",), "synced"),
-            Row("cutover_ordered", ("synced",), "bracing"),
+            Row("cutover_ordered", ("prepared", "synced"), "bracing"),
             Row("source_stopped", ("bracing",), "uniting"),
             Row("target_claimed", ("uniting",), "starting"),
             Row("target_started", ("starting",), "filling"),
@@ -159,6 +160,7 @@ TARGET = AgentMachine(
             Row("aborted", ("cleaned",), "ended"),
         ),
         ignored=(
+            "bwlimit_ordered",
             "carried_back",
             "control_refused",
             "paused",

@@ -91,7 +91,7 @@ class UnionState:
     placed: bool
     """The union is bound onto the final place."""
     settled: bool
-    """The tree lies at its final place as a plain directory or file."""
+    """What lies at the final place is a plain directory or file: the tree took its place, or there is no stage."""
 
 
 class Union:
@@ -268,7 +268,8 @@ class Union:
             lower=mounts.is_mounted(self.stage / "lower"),
             merged=mounts.is_mounted(self.stage / "merged"),
             placed=over is not None and over.source == self._overlay_name.encode(),
-            settled=over is None and swapped(self.place, self._swap_journal),
+            settled=over is None
+            and (swapped(self.place, self._swap_journal) or not (self.stage / "created").exists()),
         )
 
     # --- fill ----------------------------------------------------------------------------------
@@ -281,8 +282,11 @@ class Union:
         """
         return [holder.path for holder in self.remaining()]
 
-    def remaining(self, among: Iterable[Placeholder] | None = None) -> list[Placeholder]:
-        """As ``fill_list``, with sizes; only those of ``among`` if given, which costs less than looking at all."""
+    def remaining(self, among: Iterable[Placeholder] | None = None, *, first_only: bool = False) -> list[Placeholder]:
+        """As ``fill_list``, with sizes; only those of ``among`` if given, which costs less than looking at all.
+
+        ``first_only``: one is enough, to learn whether there are any.
+        """
         holders = self._placeholders() if among is None else list(among)
         if not holders:
             return []
@@ -294,6 +298,8 @@ class Union:
                     continue
                 if placement.still_placeholder(contents.root, holder):
                     needed.append(holder)
+                    if first_only:
+                        break
         return needed
 
     def replica_complete(self) -> bool:

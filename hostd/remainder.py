@@ -57,7 +57,8 @@ def decide(view: View) -> Remainder:
             f"within the downtime budget of {budget:g} s",
         )
     return Remainder(
-        "federated", f"{shown} follow: bringing them first would take {seconds:.2f} s, the downtime budget is {budget:g} s"
+        "federated",
+        f"{shown} follow: bringing them first would take {seconds:.2f} s, the downtime budget is {budget:g} s",
     )
 
 

@@ -172,7 +172,8 @@ class Service:
     def _report_progress(self, migration: str, fields: dict[str, Any]) -> None:
         """Show how far a transfer is, at most once a second; it may be lost, nothing depends on it."""
         now = time.monotonic()
-        if now - self._progress_at.get(migration, 0.0) < PROGRESS_INTERVAL_SECONDS:
+        due = now - self._progress_at.get(migration, 0.0) >= PROGRESS_INTERVAL_SECONDS
+        if not due and not fields.get("finished"):  # the last word of a transfer is not to be missed
             return
         self._progress_at[migration] = now
         try:

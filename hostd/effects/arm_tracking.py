@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from events.schema import DirtyManifest
-from hostd.dirty import dirty_manifest
+from events.schema import DirtyManifest, SyncOrdered
+from hostd.dirty import dirty_manifest, everything
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.publish import publish
 from hostd.effects.track_changes import ensure_tracker
@@ -21,6 +21,8 @@ class ArmTracking(Effect):
     def run(self, context: Context) -> Outcome:
         prepared = context.view.source_prepared
         number = context.view.round
+        order = context.view.facts["sync_ordered"]
+        assert isinstance(order, SyncOrdered)
         pid = context.bench.engine.pid(prepared.container_id)
         dirty: list[DirtyManifest] = []
         distrust = []
@@ -28,6 +30,10 @@ class ArmTracking(Effect):
             tracker, fresh = ensure_tracker(context, mount.destination, mount.tree)
             open_files = writable_files(pid) if pid else {}
             seen = tracker.arm(number, open_files)
+            if not order.contents:
+                entries = list(everything(Path(mount.tree)))
+                dirty.append(publish(context, mount, f"round-{number}", entries, everything=True, why=order.why))
+                continue
             if number == 1:
                 continue  # the first round copies everything anyway
             if fresh or not seen.trusted:

@@ -7,6 +7,9 @@ from typing import ClassVar
 from hostd.effects.arrival import arrivals, existing_arrivals, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
 
+WITHOUT_UNION = ("precopy", "cold")
+"""Strategies that bring everything before the start, so nothing is ever read through a remote view."""
+
 
 class AttachRemote(Effect):
     """Nothing is looked up through it before the source has stopped, so nothing stale can be remembered."""
@@ -14,6 +17,8 @@ class AttachRemote(Effect):
     name: ClassVar[str] = "attach_remote"
 
     def run(self, context: Context) -> Outcome:
+        if context.view.strategy in WITHOUT_UNION:
+            return None
         peer = peer_of_source(context)
         for arrival in arrivals(context):
             context.check_cancelled()

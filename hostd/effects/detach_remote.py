@@ -23,6 +23,9 @@ class DetachRemote(Effect):
         for arrival in arrivals(context):
             if not arrival.mount.single_file:
                 _detach(context, arrival)
+        context.progress(
+            {"step": "compared", "remaining_bytes": 0, "safe_to_switch_off_source": True, "finished": True}
+        )
         return None
 
 

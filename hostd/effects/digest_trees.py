@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from events.schema import TreeDigest
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.publish import mount_label
 from hostd.manifest import walk, write_manifest
+from hostd.priority import in_background
 
 
 class DigestTrees(Effect):
@@ -33,6 +35,6 @@ class DigestTrees(Effect):
                     yield entry
 
             file = context.directory / f"digest-{mount_label(context, mount)}.manifest"
-            reference = write_manifest(file, counted(Path(mount.tree)))  # type: ignore[arg-type]
+            reference = in_background(partial(write_manifest, file, counted(Path(mount.tree))))  # type: ignore[arg-type]
             trees.append(TreeDigest(destination=mount.destination, manifest=reference, files=files, size_bytes=size))
         return {"trees": tuple(trees)}

@@ -3,65 +3,162 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator
 from typing import ClassVar
 
+from events.errors import PermanentError
 from hostd.effects.arrival import Arrival, arrivals, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.limited import pull
+from hostd.placement import Placeholder
+from hostd.priority import in_background
 from hostd.transport import Progress
 
 BATCH_FILES = 2000
-"""After each batch the list is made anew, so that what the container has replaced or removed meanwhile is
-not fetched; it is also what an interruption loses at most."""
+"""Right before each batch it is looked once more which of its files are still needed, so that what the container has
+replaced or removed meanwhile is not fetched; it is also what an interruption loses at most."""
+BATCH_BYTES = 512 * 1024 * 1024
+"""The same, for large files. A larger one goes alone, and its part that has arrived survives an interruption."""
+RATE_SECONDS = 10.0
+"""The rate that is shown, and the remaining time by it, are of the last so many seconds."""
 
 
 class FillReplica(Effect):
-    """Each file appears in the replica by an atomic rename, under the name that the source has it by."""
+    """Each file appears in the replica by an atomic rename, under the name that the source has it by.
+
+    One rsync at a time: several compete for the same disk and link with each other and with the container's own
+    reads, which go first.
+    """
 
     name: ClassVar[str] = "fill_replica"
 
     def run(self, context: Context) -> Outcome:
         started = time.monotonic()
-        moved = files = 0
-        for arrival in arrivals(context):
-            if arrival.union.state().settled:
-                continue
-            while wanted := arrival.union.fill_list():
-                context.check_cancelled()
-                received, count = self._fetch(context, arrival, wanted[:BATCH_FILES], len(wanted))
-                moved += received
-                files += count
+        here = [arrival for arrival in arrivals(context) if not arrival.union.state().settled]
+        wanted = [(arrival, arrival.union.remaining()) for arrival in here]
+        tally = _Tally(context, [holder for _, holders in wanted for holder in holders])
+        if tally.remaining_files:
+            # The connection is shared with transfers that are in a hurry: it is opened before stepping back.
+            context.bench.transport.check(peer_of_source(context))
+            in_background(lambda: _fill(context, tally, wanted))
+        tally.finished()
         return {
-            "bytes_moved": moved,
-            "files": files,
+            "bytes_moved": tally.received_bytes,
+            "files": tally.received_files,
             "duration_seconds": round(time.monotonic() - started, 3),
         }
 
-    @staticmethod
-    def _fetch(context: Context, arrival: Arrival, batch: list[bytes], remaining: int) -> tuple[int, int]:
-        union = arrival.union
 
-        def tell(progress: Progress) -> None:
-            context.progress(
-                {
-                    "step": "fill",
-                    "mount": arrival.mount.destination,
-                    "bytes": progress.bytes,
-                    "files_remaining": max(0, remaining - progress.files),
-                }
-            )
+def _fill(context: Context, tally: _Tally, wanted: list[tuple[Arrival, list[Placeholder]]]) -> None:
+    for arrival, first in wanted:
+        holders = first
+        while holders:
+            for batch in batches(holders):
+                _fetch(context, arrival, batch, tally)
+            left = arrival.union.remaining()
+            if len(left) >= len(holders):
+                raise PermanentError(
+                    f"{left[0].path!r} of {arrival.mount.destination} should have {left[0].size} bytes, but what the "
+                    f"source sends is not that: something has changed it there since the stop. {len(left)} files are "
+                    "concerned; the container goes on, and reads them from the source"
+                )
+            holders = left
 
-        result = context.bench.transport.rsync_pull(
-            peer_of_source(context),
-            arrival.mount.tree,
+
+def batches(holders: list[Placeholder]) -> Iterator[list[Placeholder]]:
+    """In order, each within BATCH_FILES, and within BATCH_BYTES unless it is a single file."""
+    batch: list[Placeholder] = []
+    size_bytes = 0
+    for holder in holders:
+        if batch and (len(batch) >= BATCH_FILES or size_bytes + holder.size > BATCH_BYTES):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(holder)
+        size_bytes += holder.size
+    if batch:
+        yield batch
+
+
+def _fetch(context: Context, arrival: Arrival, batch: list[Placeholder], tally: _Tally) -> None:
+    context.check_cancelled()
+    union = arrival.union
+    needed = union.remaining(batch)
+    if needed:
+        result = pull(
+            context,
+            arrival,
             union.replica,
-            temp_dir=union.incoming,
-            partial_dir=union.partial,
-            files_from=batch,
+            wanted=lambda: [holder.path for holder in union.remaining(needed)],
             delete=False,
             reread=True,
             basis=union.basis,
-            bwlimit_kib=context.view.requested.request.bwlimit_kib,
-            on_progress=tell,
-            cancelled=context.cancelled,
+            on_progress=lambda progress: tally.show(arrival, progress),
         )
-        return result.bytes_received, result.files
+        tally.received_bytes += result.bytes_received
+        tally.received_files += result.files
+    tally.settle(batch)
+
+
+class _Tally:
+    """What has arrived and what has not, over all mounts; shown to people, monotone."""
+
+    def __init__(self, context: Context, holders: list[Placeholder]) -> None:
+        self._context = context
+        self.remaining_bytes = sum(holder.size for holder in holders)
+        self.remaining_files = len(holders)
+        self.received_bytes = 0
+        self.received_files = 0
+        self._shown = Progress(bytes=0, files=0)
+        self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def settle(self, batch: list[Placeholder]) -> None:
+        """The batch is done with: its files have arrived, or the container does not need them any more."""
+        self.remaining_bytes -= sum(holder.size for holder in batch)
+        self.remaining_files -= len(batch)
+
+    def show(self, arrival: Arrival, progress: Progress) -> None:
+        """A transfer of a batch under way has come so far."""
+        done = Progress(
+            bytes=max(self._shown.bytes, self.received_bytes + progress.bytes),
+            files=max(self._shown.files, self.received_files + progress.files),
+        )
+        self._shown = done
+        rate = self._rate(done.bytes)
+        remaining = max(0, self.remaining_bytes - progress.bytes)
+        fields = {
+            "step": "fill",
+            "mount": arrival.mount.destination,
+            "bytes": done.bytes,
+            "files": done.files,
+            "rate_bytes_per_second": int(rate),
+            "remaining_bytes": remaining,
+            "remaining_files": max(0, self.remaining_files - progress.files),
+            "bwlimit_kib": self._context.bwlimit_kib,
+            "safe_to_switch_off_source": False,
+        }
+        if rate > 0:
+            fields["remaining_seconds"] = round(remaining / rate, 1)
+        self._context.progress(fields)
+
+    def finished(self) -> None:
+        """Nothing is missing any more, but the comparison with the source still is."""
+        self._context.progress(
+            {
+                "step": "filled; waiting for the comparison with the source",
+                "bytes": self.received_bytes,
+                "files": self.received_files,
+                "remaining_bytes": 0,
+                "remaining_files": 0,
+                "safe_to_switch_off_source": False,
+                "finished": True,
+            }
+        )
+
+    def _rate(self, done_bytes: int) -> float:
+        now = time.monotonic()
+        self._marks.append((now, done_bytes))
+        while now - self._marks[0][0] > RATE_SECONDS and len(self._marks) > 2:
+            self._marks.popleft()
+        began, before = self._marks[0]
+        return (done_bytes - before) / (now - began) if now > began else 0.0

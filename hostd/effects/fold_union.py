@@ -42,9 +42,10 @@ class FoldUnion(Effect):
                 context.bench.engine.start(container_id)
                 outage = time.monotonic() - began
         for arrival in here:
-            keep_evidence(arrival.union, context.directory)
-            arrival.union.remove()
-        if container_id is not None:
+            if arrival.union.stage.exists():
+                keep_evidence(arrival.union, context.directory)
+                arrival.union.remove()
+        if container_id is not None and context.bench.engine.inspect(container_id) is not None:
             prepared = context.view.source_prepared
             context.bench.engine.set_restart_policy(container_id, prepared.restart_policy, prepared.restart_max_retries)
         return {"outage_seconds": round(outage, 3)}

@@ -36,10 +36,12 @@ def pull(
     destination: Path,
     *,
     on_progress: Callable[[Progress], None],
+    wanted: Callable[[], list[bytes]] | None = None,
     **options: Any,
 ) -> RsyncResult:
     """``Transport.rsync_pull`` of the arrival's tree, with its temporary directories; repeated for each new limit.
 
+    ``wanted`` gives the ``files_from`` of each repetition, so that what has arrived is not listed again.
     ``bytes_received`` includes what interrupted transfers brought. Progress never goes back.
     """
     union = arrival.union
@@ -53,6 +55,8 @@ def pull(
             seen = Progress(bytes=so_far.bytes + progress.bytes, files=so_far.files + progress.files)
             on_progress(seen)
 
+        if wanted is not None:
+            options["files_from"] = wanted()
         try:
             result = context.bench.transport.rsync_pull(
                 peer_of_source(context),

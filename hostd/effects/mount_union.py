@@ -22,7 +22,7 @@ class MountUnion(Effect):
                 continue
             if not state.placed and "target_claimed" not in context.view.facts:
                 mark_mount(union)  # later, what the container changed must stay younger than the mark
-            if not state.placed and not union.fill_list():
+            if not state.placed and not union.remaining(first_only=True):
                 union.unmount_all()
                 union.place_plain()
                 continue

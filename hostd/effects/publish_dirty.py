@@ -22,7 +22,8 @@ class PublishDirty(Effect):
     def _publish(self, context: Context, mount: Mount) -> DirtyManifest:
         tracker = context.bench.trackers.get((context.migration, mount.destination))
         armed_here = context.view.boots.get("sync_armed") == context.bench.boot
-        why = "the agent was restarted during the stop"
+        cold = context.view.strategy == "cold"
+        why = "nothing was copied before the stop" if cold else "the agent was restarted during the stop"
         if tracker is not None and armed_here:
             seen = tracker.drain()
             if seen.trusted:

@@ -6,26 +6,34 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-from events.schema import DirtyManifest, SyncArmed
-from hostd.effects.arrival import Arrival, arrivals, peer_of_source
+import msgspec
+
+from events.schema import DirtyManifest, SyncArmed, SyncOrdered
+from hostd.effects.arrival import Arrival, arrivals
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.limited import pull
 from hostd.effects.manifests import entries_of
 from hostd.transport import Progress, RsyncResult
 from hostd.verification import remember_directories
 
 
 class PullRound(Effect):
-    """The first round copies everything; later ones what the source lists, or, distrusting, compare all."""
+    """The first round copies everything; later ones what the source lists, or, distrusting, compare all.
+
+    A round without contents lays out names and metadata only, so that the stop window need not (``postcopy``).
+    """
 
     name: ClassVar[str] = "pull_round"
 
     def run(self, context: Context) -> Outcome:
         armed = context.view.sync_armed
         assert armed is not None
+        order = context.view.facts["sync_ordered"]
+        assert isinstance(order, SyncOrdered)
         started = time.monotonic()
         moved = files = 0
         for arrival in arrivals(context):
-            result = self._pull(context, arrival, armed)
+            result = self._pull(context, arrival, armed) if order.contents else _lay_out(context, arrival, armed)
             remember_directories(arrival.union)
             moved += result.bytes_received if result else 0
             files += result.files if result else 0
@@ -35,63 +43,95 @@ class PullRound(Effect):
             "duration_seconds": round(time.monotonic() - started, 3),
         }
 
-    def _pull(self, context: Context, arrival: Arrival, armed: SyncArmed) -> RsyncResult | None:
-        listed = next((d for d in armed.dirty if d.destination == arrival.mount.destination), None)
+    @staticmethod
+    def _pull(context: Context, arrival: Arrival, armed: SyncArmed) -> RsyncResult | None:
+        listed = _listed(arrival, armed)
         if arrival.mount.single_file or armed.round == 1 or armed.compare:
-            return self._pull_all(context, arrival, compare=armed.compare)
+            return _pull_all(context, arrival, compare=armed.compare)
         if listed is None:
             return None
-        return self._pull_listed(context, arrival, listed)
+        return _pull_listed(context, arrival, listed)
 
-    def _pull_all(self, context: Context, arrival: Arrival, *, compare: bool) -> RsyncResult:
-        union = arrival.union
-        return context.bench.transport.rsync_pull(
-            peer_of_source(context),
-            arrival.mount.tree,
-            union.upper_tree,
-            temp_dir=union.incoming,
-            partial_dir=union.partial,
-            single_file=arrival.mount.single_file,
-            live=True,
-            expect_entries=1 if arrival.mount.files else 0,
-            checksum=compare,
-            bwlimit_kib=context.view.requested.request.bwlimit_kib,
-            on_progress=self._teller(context, arrival),
-            cancelled=context.cancelled,
-        )
 
-    def _pull_listed(self, context: Context, arrival: Arrival, listed: DirtyManifest) -> RsyncResult | None:
-        paths = [entry.path or b"." for entry in entries_of(context, listed)]
-        if not paths:
-            return None
-        union = arrival.union
-        return context.bench.transport.rsync_pull(
-            peer_of_source(context),
-            arrival.mount.tree,
-            union.upper_tree,
-            temp_dir=union.incoming,
-            partial_dir=union.partial,
-            files_from=paths,
+def _listed(arrival: Arrival, armed: SyncArmed) -> DirtyManifest | None:
+    return next((d for d in armed.dirty if d.destination == arrival.mount.destination), None)
+
+
+def _pull_all(context: Context, arrival: Arrival, *, compare: bool) -> RsyncResult:
+    return pull(
+        context,
+        arrival,
+        arrival.union.upper_tree,
+        single_file=arrival.mount.single_file,
+        live=True,
+        expect_entries=1 if arrival.mount.files else 0,
+        checksum=compare,
+        on_progress=teller(context, arrival, f"pre-copy round {context.view.round}"),
+    )
+
+
+def _pull_listed(context: Context, arrival: Arrival, listed: DirtyManifest) -> RsyncResult | None:
+    entries = list(entries_of(context, listed))
+    if not entries:
+        return None
+    # rsync does not see what else lies in a directory that was replaced: that goes first.
+    arrival.union.prune(entries)
+    return pull(
+        context,
+        arrival,
+        arrival.union.upper_tree,
+        files_from=[entry.path for entry in entries],
+        live=True,
+        reread=True,
+        on_progress=teller(context, arrival, f"pre-copy round {context.view.round}"),
+    )
+
+
+def _lay_out(context: Context, arrival: Arrival, armed: SyncArmed) -> RsyncResult | None:
+    """Make the whole tree here, with placeholders for contents.
+
+    Files with several names are brought: a placeholder says under which name its contents lie, and the source may
+    remove that one name before it stops without touching the others.
+    """
+    listed = _listed(arrival, armed)
+    if arrival.mount.single_file or listed is None:
+        return None
+    entries = list(entries_of(context, listed))
+    linked = [entry.path for entry in entries if entry.kind == "f" and entry.link_group and entry.size]
+    result = None
+    if linked:
+        result = pull(
+            context,
+            arrival,
+            arrival.union.upper_tree,
+            files_from=linked,
             live=True,
+            delete=False,
             reread=True,
-            bwlimit_kib=context.view.requested.request.bwlimit_kib,
-            on_progress=self._teller(context, arrival),
-            cancelled=context.cancelled,
+            on_progress=teller(context, arrival, "files with several names"),
+        )
+    here = [
+        msgspec.structs.replace(entry, stale=False) if entry.kind == "f" and entry.link_group else entry
+        for entry in entries
+    ]
+    context.check_cancelled()
+    arrival.union.apply(here, everything=listed.everything)
+    return result
+
+
+def teller(context: Context, arrival: Arrival, step: str) -> Callable[[Progress], None]:
+    """Shows how far a transfer is that copies towards the whole tree."""
+    total = arrival.mount.size_bytes
+
+    def tell(progress: Progress) -> None:
+        context.progress(
+            {
+                "step": step,
+                "mount": arrival.mount.destination,
+                "bytes": progress.bytes,
+                "total_bytes": total,
+                "files": progress.files,
+            }
         )
 
-    @staticmethod
-    def _teller(context: Context, arrival: Arrival) -> Callable[[Progress], None]:
-        total = arrival.mount.size_bytes
-
-        def tell(progress: Progress) -> None:
-            context.progress(
-                {
-                    "step": f"pre-copy round {context.view.round}",
-                    "mount": arrival.mount.destination,
-                    "bytes": progress.bytes,
-                    "total_bytes": total,
-                    "files": progress.files,
-                }
-            )
-
-        return tell
+    return tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from events.errors import PermanentError
@@ -10,6 +11,7 @@ from hostd.effects.arrival import arrivals
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.manifests import fetched
 from hostd.manifest import read_manifest, tree_digest
+from hostd.priority import in_background
 from hostd.verification import verify
 
 MAX_NAMED = 20
@@ -31,7 +33,7 @@ class VerifyTrees(Effect):
             if destination not in trees:
                 raise PermanentError(f"the source published no digests of {destination}")
             manifest = fetched(context, trees[destination].manifest)
-            found = verify(manifest, arrival.union, check=context.check_cancelled)
+            found = in_background(partial(verify, manifest, arrival.union, check=context.check_cancelled))
             if found.differences:
                 named = "; ".join(difference.words for difference in found.differences[:MAX_NAMED])
                 raise PermanentError(

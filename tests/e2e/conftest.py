@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ import pytest
 from labkit import Lab, LabError
 from tests.support.fleet import Fleet, bring_up
 
-NAME, SUBNET = "e2e", "10.77.8"
+NAME = os.environ.get("CARGO_E2E_LAB", "e2e")
+SUBNET = os.environ.get("CARGO_E2E_SUBNET", "10.77.8")
 
 
 @dataclass

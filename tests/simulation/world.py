@@ -37,8 +37,6 @@ class Union:
     replica: dict[str, int] = field(default_factory=dict)
     placeholders: list[str] = field(default_factory=list)
     """The source's paths that were stale at the cut-over."""
-    changed: set[str] | None = None
-    """What the container has changed since the mount was marked; None before that."""
     remote: bool = False
     merged: bool = False
     settled: bool = False
@@ -61,8 +59,8 @@ class Volume:
     """The migration that made it."""
     files: Tree = field(default_factory=dict)
     union: Union | None = None
-    evidence: set[str] | None = None
-    """What the container had changed when the stage was removed."""
+    changed: set[str] | None = None
+    """What the container has changed since the mount was marked; None before that."""
 
     @property
     def federated(self) -> Union | None:
@@ -261,8 +259,8 @@ class World:
                 tree[other_path] = tree.pop(path)
                 self.truth[other_path] = self.truth.pop(path)
                 touched = [path, other_path]
-            if union is not None and union.changed is not None:
-                union.changed.update(touched)
+            if volume.changed is not None:
+                volume.changed.update(touched)
             for tracker in host.trackers.values():
                 tracker.marks.update(touched)
             return f"{kind} {' '.join(touched)} on {host.name}"

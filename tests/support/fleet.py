@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,8 @@ _DUMP = """if 1:
     import sys
     from pathlib import Path
     from hostd.manifest import walk, write_manifest
-    write_manifest(Path(sys.argv[2]), walk(Path(sys.argv[1]), digest=True))
+    for number, tree in enumerate(sys.argv[2:]):
+        write_manifest(Path(sys.argv[1]) / str(number), walk(Path(tree), digest=True))
 """
 
 
@@ -153,21 +155,22 @@ class Fleet:
         """Whether there is a volume of that name."""
         return any(known.name == name for known in self.docker[host].volumes.list())
 
-    def describe(self, host: str, tree: str) -> list[Entry]:
-        """A complete description of ``tree`` as seen on the host, digests of contents included."""
-        place = f"/tmp/tree-{os.getpid()}-{time.monotonic_ns()}"
+    def describe(self, host: str, *trees: str) -> list[list[Entry]]:
+        """Complete descriptions of ``trees`` as seen on the host, digests of contents included."""
         where = self.lab.host(host)
-        where.run([sys.executable, "-c", _DUMP, tree, place], env={"PYTHONPATH": str(REPOSITORY)})
-        file = where.path(place)
+        directory = f"/tmp/trees-{os.getpid()}-{time.monotonic_ns()}"
+        outside = where.path(directory)
+        outside.mkdir()
         try:
-            return list(read_manifest(file))
+            where.run([sys.executable, "-c", _DUMP, directory, *trees], env={"PYTHONPATH": str(REPOSITORY)})
+            return [list(read_manifest(outside / str(number))) for number in range(len(trees))]
         finally:
-            file.unlink()
+            shutil.rmtree(outside)
 
-    def describe_seen(self, host: str, name: str, destination: str) -> list[Entry]:
-        """The same, of what the running container sees at ``destination``: through its own mounts."""
+    def describe_seen(self, host: str, name: str, *destinations: str) -> list[list[Entry]]:
+        """The same, of what the running container sees there: through its own mounts."""
         pid = self.present(host, name).attrs["State"]["Pid"]
-        return self.describe(host, f"/proc/{pid}/root{destination}")
+        return self.describe(host, *(f"/proc/{pid}/root{destination}" for destination in destinations))
 
     # --- asking -------------------------------------------------------------------------------------
 

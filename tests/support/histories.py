@@ -62,6 +62,7 @@ SAMPLES: dict[str, Data] = {
     "control_refused": schema.ControlRefused(control="abort", reason="too late"),
     "paused": schema.Paused(),
     "resumed": schema.Resumed(),
+    "bwlimit_ordered": schema.BwlimitOrdered(kib=1024),
 }
 
 HAPPY_PATH = [

@@ -1,0 +1,62 @@
+"""The adapter's part for images as objects: what is here, by what names. See hostd/engine.py for the rules.
+
+Packing and loading are streams and stand in hostd/engine.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from events.errors import PermanentError
+from hostd.engine_calls import Calls, MissingError, NameTakenError
+
+
+class ImageCalls(Calls):
+    """Images of one engine."""
+
+    def image_layers(self) -> Iterator[tuple[str, ...]]:
+        """The layers (diff ids, lowest first) of every image, intermediate ones included."""
+        what = "listing images"
+        for row in self._json_list("GET", "/images/json", query={"all": "1"}, what=what):
+            with contextlib.suppress(MissingError):  # removed meanwhile
+                yield layers_of(self._json("GET", "/images/{0}/json", str(row.get("Id")), what=what))
+
+    def image_tag(self, image_id: str, reference: str) -> None:
+        """Give the image one more name. An image that had the name loses it."""
+        repository, tag = split_reference(reference)
+        self._call(
+            "POST", "/images/{0}/tag", image_id, query={"repo": repository, "tag": tag},
+            what=f"calling the image {image_id} {reference!r}",
+        )  # fmt: skip
+
+    def image_remove(self, reference: str) -> bool:
+        """Remove a name, and with its last name the image; or the image itself, by id. Absent is fine.
+
+        Never forced: says False when the image is in use, has other names, or others are built on it.
+        """
+        try:
+            self._call(
+                "DELETE", "/images/{0}", reference, query={"force": "0", "noprune": "1"},
+                what=f"removing the image {reference!r}",
+            )  # fmt: skip
+        except MissingError:
+            return True
+        except NameTakenError:
+            return False
+        return True
+
+
+def layers_of(image: dict[str, Any]) -> tuple[str, ...]:
+    """The diff ids of an inspected image, lowest first."""
+    layers = (image.get("RootFS") or {}).get("Layers") or ()
+    return tuple(str(layer) for layer in layers)
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """Repository and tag of ``registry:5000/team/web:1``. Raises PermanentError for a name without a tag."""
+    repository, colon, tag = reference.rpartition(":")
+    if not colon or not repository or "/" in tag or "@" in reference:
+        raise PermanentError(f"{reference[:200]!r} is no name of an image with a tag")
+    return repository, tag

@@ -1,0 +1,557 @@
+"""The processes of the simulator: two agents and two coordinators, made of the product's own parts.
+
+An agent drives ``hostd/turn.py`` one operation at a time over the model effects. A coordinator is
+``coordinator/service.py``'s own Service, called instead of looping, with the real election. Both reach the store
+through a ``Client``, the real ``events/store.py`` over the shared in-memory store, which is where partitions, lost
+replies, crashes and preemptions happen. Killing a process throws its object away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import coordinator.service as service_module
+from coordinator.service import Service
+from events.errors import CargoError, LostLeadershipError, SchemaError, StoreUnavailableError, TransientError
+from events.failpoints import Failpoints
+from events.following import Changes, Follower, Snapshot
+from events.leases import Election, LeaderGuard
+from events.memory import MemoryFollower, MemoryStore
+from events.records import ContainerRecord, HostRecord, MountRecord, encode_container, encode_host
+from events.schema import Requested, Stamp
+from events.store import Compare, Delete, NoAnswerError, Outcome, Page, Put, Store
+from hostd import source, target
+from hostd.turn import Append, Begin, Pass, Perform, Read, Rest, Turn, Turns, Wait
+from tests.simulation import effects
+from tests.simulation.effects import Ctx, Performance
+from tests.simulation.world import Container, Host
+
+if TYPE_CHECKING:
+    from tests.simulation.scheduler import Simulation
+
+LEADER_TTL_SECONDS = 5
+FIRST_RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 30.0
+
+
+class Killed(BaseException):
+    """The process ends here. Not an Exception: nothing in the product may catch it."""
+
+
+class Client(Store):
+    """One process's connection to the store."""
+
+    def __init__(self, sim: Simulation, process: Process, place: str, backend: MemoryStore) -> None:
+        super().__init__(backend.keys)
+        self.sim, self.process, self.place, self.backend = sim, process, place, backend
+        self._waited = 0.0
+
+    def _page(self, start: bytes, end: bytes, limit: int, revision: int, keys_only: bool) -> Page:
+        if self.sim.world.etcd[self.place] != "up":
+            raise NoAnswerError("the store cannot be reached")
+        return self.backend._page(start, end, limit, revision, keys_only)
+
+    def _transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
+        fault = self.sim.before_write(self.process, operations)
+        state = self.sim.world.etcd[self.place]
+        if state == "down" or fault == "not_applied":
+            raise NoAnswerError("the request was lost")
+        if fault == "applied_late":
+            self.backend.fail_next("applied_late")
+        outcome = self.backend._transact(compares, operations)
+        self.sim.committed()
+        if state == "deaf" or fault == "applied_lost":
+            raise NoAnswerError("the reply was lost")
+        self.sim.after_write(self.process)
+        return outcome
+
+    def _reachable(self) -> None:
+        if self.sim.world.etcd[self.place] != "up":
+            raise NoAnswerError("the store cannot be reached")
+
+    def _grant(self, ttl_seconds: int) -> tuple[int, int]:
+        self._reachable()
+        return self.backend._grant(ttl_seconds)
+
+    def _keep_alive(self, lease_id: int) -> int:
+        self._reachable()
+        return self.backend._keep_alive(lease_id)
+
+    def _revoke(self, lease_id: int) -> None:
+        self._reachable()
+        self.backend._revoke(lease_id)
+
+    def follow(self, prefixes: str | Sequence[str], **options: Any) -> Follower:
+        return self.backend.follow(prefixes, **options)
+
+    @property
+    def cluster_id(self) -> int | None:
+        return 1
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _now(self) -> float:
+        return self.sim.clock + self._waited
+
+    def _pause(self, seconds: float) -> None:
+        self._waited += max(seconds, 2.0)
+
+
+class Numbered:
+    """Stamps with numbers instead of random ids, so that a seed gives the same history every time."""
+
+    def __init__(self, sim: Simulation, by: str, boot: str) -> None:
+        self.sim, self.by, self.boot = sim, by, boot
+
+    def stamp(self, epoch: int) -> Stamp:
+        """A new stamp."""
+        return Stamp(
+            uuid=f"u{self.sim.next_number()}", at=f"{self.sim.clock:.3f}", by=self.by, boot=self.boot, epoch=epoch
+        )
+
+
+class Quiet:
+    """A log that drops everything."""
+
+    def bind(self, **_fields: object) -> Quiet:
+        """The same."""
+        return self
+
+    def debug(self, *_args: object, **_fields: object) -> None:
+        """Dropped, as is everything."""
+
+    info = warning = error = exception = debug
+
+
+class Process:
+    """What agents and coordinators have in common for the scheduler."""
+
+    name = ""
+    place = ""
+
+    def __init__(self) -> None:
+        self.alive = False
+        self.frozen = False
+        self.busy = 0
+        """It is in the middle of a call, further down the stack."""
+
+    @property
+    def usable(self) -> bool:
+        return self.alive and not self.frozen and not self.busy
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        raise NotImplementedError
+
+    def advance(self) -> bool:
+        """One action; whether there was one to do."""
+        raise NotImplementedError
+
+
+class Runner:
+    """As ``hostd/runner.py``, one operation at a time."""
+
+    def __init__(self, agent: Agent, migration: str, turns: Turns) -> None:
+        self.agent, self.migration, self.turns = agent, migration, turns
+        self.woken = True
+        self.turn: Turn | None = None
+        self.operation: Any = None
+        self.performing: Performance | None = None
+        self.context: Ctx | None = None
+        self.wait_until = 0.0
+        self.poke_at: float | None = None
+        self.halted = ""
+
+    @property
+    def ready(self) -> bool:
+        if self.halted:
+            return False
+        now = self.agent.sim.clock
+        if self.poke_at is not None and now >= self.poke_at:
+            self.poke_at, self.turns.rested, self.woken = None, None, True
+        if self.wait_until > now and not self.woken:
+            return False
+        return self.turn is not None or self.woken
+
+    def kick(self, *, poke: bool = False) -> None:
+        if poke:
+            self.turns.rested = None
+        self.woken = True
+        if self.turns.busy_step and not self.halted:
+            try:
+                decision = self.turns.learn(self.agent.store.read(self.migration, after=self.turns.last))
+            except CargoError:
+                return
+            if self.turns.overtaken(decision) and self.context is not None:
+                self.context.cancelled = True
+
+    def advance(self) -> None:
+        try:
+            if self.turn is None:
+                self.woken = False
+                self.turn = self.turns.turn()
+                self.operation = next(self.turn)
+                return
+            self._step()
+        except StopIteration as done:
+            self.turn = self.performing = self.context = None
+            if done.value:
+                self.woken = True
+        except StoreUnavailableError:
+            self.turn = self.performing = self.context = None
+            self.wait_until, self.woken = self.agent.sim.clock + 1.0, True
+        except SchemaError as error:
+            self.turn = None
+            self.halted = str(error)
+            self.agent.sim.violation("P6", f"{self.agent.name} refuses to act on {self.migration}: {error}")
+
+    def _step(self) -> None:
+        assert self.turn is not None
+        operation = self.operation
+        try:
+            if isinstance(operation, Perform):
+                if not self._perform(operation):
+                    return
+                result = self._outcome
+            else:
+                result = self._do(operation)
+        except CargoError as error:
+            self.performing = None
+            self.operation = self.turn.throw(error)
+        else:
+            self.operation = self.turn.send(result)
+
+    def _perform(self, operation: Perform) -> bool:
+        """Advance the effect; whether it has ended."""
+        sim, context = self.agent.sim, self.context
+        assert context is not None
+        if self.performing is None:
+            if not operation.undo:
+                context.check_cancelled()
+            sim.checker.effect_begins(self.agent.host, self.migration, operation.name, operation.undo)
+            sim.inject_error(self.agent)
+            verb = (effects.UNDO if operation.undo else effects.RUN)[operation.name]
+            self.performing = verb(context)
+            sim.say(self.agent.name, "undo %s" if operation.undo else "%s", operation.name)
+        try:
+            next(self.performing)
+        except StopIteration as done:
+            self.performing = None
+            self._outcome = done.value
+            sim.inject_error(self.agent)
+            return True
+        return False
+
+    def _do(self, operation: Any) -> Any:
+        if isinstance(operation, Read):
+            return self.turns.learn(self.agent.store.read(self.migration, after=self.turns.last))
+        if isinstance(operation, Begin):
+            self.context = Ctx(self.migration, self.turns.view, self.agent)
+        elif isinstance(operation, Append):
+            draft = self.turns.draft(operation.data, operation.decision)
+            event = self.agent.store.append(
+                self.migration,
+                draft.previous,
+                draft.data,
+                cause=draft.cause,
+                stamp=self.agent.stamper.stamp(draft.epoch),
+                notify=draft.notify,
+            )
+            self.turns.appended(event)
+        elif isinstance(operation, Rest):
+            if self.context is not None and self.context.poke_after is not None:
+                self.poke_at = self.agent.sim.clock + self.context.poke_after
+        elif isinstance(operation, Wait):
+            delay = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(operation.failures, 10))
+            self.wait_until = self.agent.sim.clock + delay
+        elif isinstance(operation, Pass):
+            pass
+        return None
+
+
+class Agent(Process):
+    """One ``hostd``. Everything that is not on its host dies with it."""
+
+    def __init__(self, sim: Simulation, host: Host) -> None:
+        super().__init__()
+        self.sim, self.host, self.name, self.place = sim, host, f"hostd/{host.name}", host.name
+        self.inline = sim.rng.random() < 0.5
+        self.file_bytes = sim.rng.choice((1, effects.MIB, 100 * effects.MIB))
+        self.lives = 0
+
+    def start(self) -> None:
+        self.lives += 1
+        self.alive, self.frozen = True, False
+        self.boot = f"{self.host.name}-{self.lives}"
+        self.store = Client(self.sim, self, self.place, self.sim.backend)
+        self.stamper = Numbered(self.sim, self.name, self.boot)
+        self.inbox = self.store.keys.inbox(self.host.name)
+        self.follower: MemoryFollower = self.sim.backend.follow(self.inbox)
+        self.runners: dict[str, Runner] = {}
+        self.guarded: dict[str, str] = {}
+        self.manual_stops: set[str] = set()
+        self.host.trackers.clear()
+        self.told: dict[str, bytes] = {}
+
+    def kill(self) -> None:
+        self.alive = self.frozen = False
+        self.host.trackers.clear()
+        self.runners = {}
+
+    # --- waking --------------------------------------------------------------------------------
+
+    def watch(self, *, drop: bool = False) -> bool:
+        """Take one item of the watch; whether there was one."""
+        if self.sim.world.etcd[self.place] != "up":
+            return False
+        item = self.follower.poll(0)
+        if item is None:
+            return False
+        if drop:
+            self.sim.say(self.name, "misses a wake-up")
+            return True
+        keys: list[str] = []
+        if isinstance(item, Snapshot):
+            keys = [pair.key for pair in item.items]
+        elif isinstance(item, Changes):
+            keys = [change.key for change in item.changes if change.value is not None]
+        for key in keys:
+            self.wake(key[len(self.inbox) :])
+        return True
+
+    def tick(self) -> None:
+        """The periodic look at everything."""
+        try:
+            pointers = self.store.range(self.inbox)
+        except StoreUnavailableError:
+            return
+        for pair in pointers:
+            self.wake(pair.key[len(self.inbox) :])
+
+    def wake(self, migration: str) -> None:
+        """As ``hostd/service.py`` does."""
+        known = self.runners.get(migration)
+        try:
+            if known is None:
+                known = self._runner(migration)
+            elif known.turns.view.state == "ended" and known.turn is None:
+                del self.runners[migration]
+                self.store.delete(self.store.keys.inbox_pointer(self.host.name, migration))
+                return
+        except StoreUnavailableError:
+            return
+        if known is not None:
+            known.kick()
+
+    def _runner(self, migration: str) -> Runner | None:
+        events = self.store.read(migration)
+        first = events[0].data if events else None
+        if not isinstance(first, Requested):
+            return None
+        plan = {first.request.source: source.PLAN, first.request.target: target.PLAN}.get(self.host.name)
+        if plan is None:
+            return None
+        runner = self.runners[migration] = Runner(self, migration, Turns(plan, self.host.name))
+        return runner
+
+    def container_changed(self, container: Container) -> None:
+        """Docker's event stream told of a start or an end."""
+        migration = container.label or self.guarded.get(container.id, "")
+        if self.alive and migration in self.runners:
+            self.runners[migration].kick(poke=True)
+
+    # --- working -------------------------------------------------------------------------------
+
+    def ready(self) -> list[Runner]:
+        """Runners with something to do."""
+        return [runner for runner in self.runners.values() if runner.ready]
+
+    def advance(self) -> bool:
+        ready = self.ready()
+        if not ready:
+            return self.watch()
+        runner = ready[0] if len(ready) == 1 else self.sim.rng.choice(ready)
+        runner.advance()
+        return True
+
+    def tell(self) -> None:
+        """Write what runs here into the inventory, if that has changed."""
+        keys = self.store.keys
+        host = HostRecord(
+            host=self.host.name,
+            address=self.host.name,
+            free_bytes=10**12,
+            volumes=tuple(self.host.volumes),
+        )
+        told = {keys.host(self.host.name): encode_host(host)}
+        for container in self.host.containers.values():
+            record = ContainerRecord(
+                id=container.id,
+                name=container.name,
+                image="image",
+                image_id="image",
+                running=container.running,
+                restart_policy=container.policy,
+                migration=container.label,
+                mounts=(MountRecord(kind="volume", name="data", destination="/data", tree="/v/data"),),
+            )
+            told[keys.inventory_item(self.host.name, container.name)] = encode_container(record)
+        if told == self.told:
+            return
+        try:
+            for key in self.told.keys() - told.keys():
+                self.store.delete(key)
+            for key, value in told.items():
+                if self.told.get(key) != value:
+                    self.store.put(key, value)
+        except StoreUnavailableError:
+            return
+        self.told = told
+
+    # --- what effects do to Docker -------------------------------------------------------------
+
+    def world_start(self, container: Container) -> None:
+        """The engine's start."""
+        if not self.host.docker:
+            raise TransientError("the Docker daemon does not answer")
+        if container.id not in self.host.containers:
+            raise TransientError("no such container")
+        self.manual_stops.discard(container.id)
+        self.host.start(container, self.name)
+
+    def world_stop(self, container: Container) -> None:
+        """The engine's stop."""
+        if not self.host.docker:
+            raise TransientError("the Docker daemon does not answer")
+        was = container.running
+        self.host.stop(container)
+        if was:
+            self.sim.say(self.name, "stops %s", container.name)
+            self.container_changed(container)
+
+    def world_remove(self, container: Container) -> None:
+        """The engine's removal, never forced."""
+        if not self.host.docker:
+            raise TransientError("the Docker daemon does not answer")
+        if container.running:
+            raise TransientError("a running container is not removed")
+        self.host.containers.pop(container.id, None)
+
+
+class _Clock:
+    """Stands for the module ``time`` in ``coordinator/service.py``."""
+
+    now: Callable[[], float] = staticmethod(lambda: 0.0)
+
+    @classmethod
+    def monotonic(cls) -> float:
+        """The simulation's clock."""
+        return cls.now()
+
+
+def tame_clock(sim: Simulation) -> None:
+    """Give the coordinator's service the simulation's clock."""
+    _Clock.now = lambda: sim.clock  # type: ignore[method-assign]
+    service_module.time = _Clock  # type: ignore[assignment]
+
+
+class Coordinator(Process):
+    """One ``cargo-coordinator``."""
+
+    def __init__(self, sim: Simulation, place: str) -> None:
+        super().__init__()
+        self.sim, self.place, self.name = sim, place, f"coordinator/{place}"
+        self.lives = 0
+
+    def start(self) -> None:
+        self.lives += 1
+        self.alive, self.frozen = True, False
+        self.store = Client(self.sim, self, self.place, self.sim.backend)
+        self.service = Service(self.store, self.place, Failpoints(), Quiet())  # type: ignore[arg-type]
+        self.service._stamper = Numbered(self.sim, self.name, f"{self.place}-{self.lives}")  # type: ignore[assignment]
+        self.election: Election | None = None
+        self.follower: Follower | None = None
+        self.resync = False
+        self.look_at = 0.0
+
+    def kill(self) -> None:
+        self.alive = self.frozen = False
+        self.election = self.follower = None
+
+    @property
+    def leading(self) -> bool:
+        """As far as this process knows."""
+        return self.follower is not None
+
+    def advance(self) -> bool:
+        try:
+            return self._campaign() if self.follower is None else self._lead()
+        except LostLeadershipError:
+            self.sim.say(self.name, "finds that it does not lead any more")
+            self._resign()
+        except StoreUnavailableError:
+            self.resync = True
+            self.look_at = self.sim.clock + 1.0
+        except SchemaError as error:
+            self.sim.violation("P6", f"{self.name} met a history that it cannot take: {error}")
+        return True
+
+    def _campaign(self) -> bool:
+        if self.sim.clock < self.look_at:
+            return False
+        self.look_at = self.sim.clock + 1.0
+        if self.election is None:
+            self.election = Election(
+                self.store, self.store.keys.leader, self.place, LEADER_TTL_SECONDS, background=False
+            )
+            self.election._value = f"{self.place}-{self.sim.next_number()}".encode()
+        guard: LeaderGuard | None = self.election.attempt()
+        if guard is None:
+            return False
+        self.sim.say(self.name, "leads with epoch %s", guard.create_revision)
+        service = self.service
+        service._guard = guard
+        service._tracked.clear()
+        service._halted.clear()
+        service._waiting.clear()
+        keys = self.store.keys
+        prefixes = (keys.migrations, keys.requests, keys.controls)
+        self.follower = self.sim.backend.follow(prefixes, contents=False)
+        self.resync = False
+        return True
+
+    def _lead(self) -> bool:
+        assert self.election is not None
+        assert self.follower is not None
+        if self.sim.clock >= self.look_at:
+            self.look_at = self.sim.clock + LEADER_TTL_SECONDS / 3
+            self.election.turn()
+        if self.election.guard is None:
+            raise LostLeadershipError("the leadership key is not ours any more")
+        service = self.service
+        if self.resync:
+            for prefix in (self.store.keys.migrations, self.store.keys.requests, self.store.keys.controls):
+                service._resync(prefix)
+            self.resync = False
+            return True
+        if self.sim.world.etcd[self.place] != "up":
+            return False
+        item = self.follower.poll(0)
+        if item is not None:
+            service._take(item)
+        waiting = bool(service._waiting)
+        service._look_again()
+        if service._halted:
+            self.sim.violation("P6", f"{self.name} refuses to act: {service._halted}")
+        return item is not None or waiting
+
+    def _resign(self) -> None:
+        self.service._guard = None
+        self.follower = None
+        if self.election is not None:
+            self.election.resign()
+        self.election = None

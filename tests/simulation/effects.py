@@ -1,0 +1,833 @@
+"""Every effect of ``hostd/effects/registry.py``, by name, over the model world.
+
+Each mirrors what the product's verb does, in the order in which it does it, and yields wherever a crash, a
+cancellation or another process may come in between. Nothing is decided here that a core decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from events.errors import CancelledError, PermanentError, RefusedError, TransientError
+from events.schema import (
+    CutoverOrdered,
+    DirtyManifest,
+    FileRef,
+    FinaliseOrdered,
+    Mount,
+    RollbackOrdered,
+    SourceDigested,
+    TargetStopped,
+    TreeDigest,
+)
+from hostd.plan import View
+from tests.simulation.world import VOLUME, Container, Host, Remote, Tracker, Tree, Union, Volume, World
+
+if TYPE_CHECKING:
+    from tests.simulation.agents import Agent
+
+Outcome = dict[str, Any] | None
+Performance = Generator[None, None, Outcome]
+DESTINATION = "/data"
+MIB = 1024 * 1024
+
+
+class TrackingLost(PermanentError):
+    """As in the product."""
+
+    code = "tracking_lost"
+
+
+class ContainerChanged(PermanentError):
+    """As in the product."""
+
+    code = "container_changed"
+
+
+@dataclass
+class Ctx:
+    """One step's surroundings."""
+
+    migration: str
+    view: View
+    agent: Agent
+    cancelled: bool = False
+    poke_after: float | None = None
+
+    @property
+    def host(self) -> Host:
+        return self.agent.host
+
+    @property
+    def world(self) -> World:
+        return self.agent.host.world
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """This migration's durable directory, made if absent."""
+        return self.host.files.setdefault(self.migration, {})
+
+    @property
+    def request_target(self) -> Host:
+        return self.world.hosts[self.view.requested.request.target]
+
+    @property
+    def request_source(self) -> Host:
+        return self.world.hosts[self.view.requested.request.source]
+
+    def check_cancelled(self) -> None:
+        if self.cancelled:
+            raise CancelledError("the step is no longer wanted")
+
+    def docker(self) -> None:
+        """Every call of the engine passes here."""
+        if not self.host.docker:
+            raise TransientError("the Docker daemon does not answer")
+
+    def need_link(self) -> None:
+        """Every transfer passes here."""
+        if not self.world.linked("alpha", "beta"):
+            raise TransientError("the other host cannot be reached by SSH")
+
+    def stop_intended(self) -> bool:
+        return "stopping" in self.host.files.get(self.migration, {})
+
+    def source_container(self) -> Container | None:
+        self.docker()
+        return self.host.containers.get(self.view.source_prepared.container_id)
+
+    def our_container(self) -> Container | None:
+        self.docker()
+        found = self.host.find(self.migration)
+        return found if found is not None and found.name == self.view.source_prepared.container_name else None
+
+    def volume(self) -> Volume:
+        self.docker()
+        volume = self.host.volumes.get(VOLUME)
+        if volume is None:
+            raise PermanentError(f"the volume has gone from {self.host.name}")
+        return volume
+
+    def union(self) -> Union:
+        union = self.volume().union
+        if union is None:
+            raise PermanentError("there is no stage")
+        return union
+
+
+def reference(path: str, content: object) -> FileRef:
+    """A FileRef whose digest depends on the content."""
+    raw = repr(content).encode()
+    return FileRef(path=path, size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+
+
+def fetched(ctx: Ctx, ref: FileRef, other: Host) -> Any:
+    """Another host's file, kept here once it was fetched."""
+    if ref.sha256 not in ctx.files:
+        ctx.need_link()
+        content = other.files.get(ctx.migration, {}).get(ref.path)
+        if content is None:
+            raise PermanentError(f"{other.name} has no file {ref.path}")
+        if reference(ref.path, content) != ref:
+            raise PermanentError(f"the file {ref.path} of {other.name} is not what the event says it is")
+        ctx.files[ref.sha256] = content
+    return ctx.files[ref.sha256]
+
+
+def publish(ctx: Ctx, label: str, entries: dict[str, bool], *, everything: bool) -> DirtyManifest:
+    """``entries``: path → whether something is there; what is there has stale contents."""
+    ctx.files[label] = dict(entries)
+    stale = sum(entries.values())
+    inline = json.dumps(entries) if ctx.agent.inline else ""
+    return DirtyManifest(
+        destination=DESTINATION,
+        manifest=reference(label, ctx.files[label]),
+        stale_files=stale,
+        stale_bytes=stale * MIB,
+        everything=everything,
+        inline=inline,
+    )
+
+
+def entries_of(ctx: Ctx, dirty: DirtyManifest) -> dict[str, bool]:
+    if dirty.inline:
+        found: dict[str, bool] = json.loads(dirty.inline)
+        return found
+    known: dict[str, bool] = fetched(ctx, dirty.manifest, ctx.request_source)
+    return known
+
+
+def there_now(tree: Tree, paths: set[str]) -> dict[str, bool]:
+    return {path: path in tree for path in sorted(paths)}
+
+
+# --- the source's ----------------------------------------------------------------------------------
+
+
+def describe_container(ctx: Ctx) -> Performance:
+    ctx.docker()
+    request = ctx.view.requested
+    container = ctx.host.containers.get(request.container_id)
+    if container is None:
+        raise ContainerChanged("the container was removed after the request was admitted")
+    if container.name != request.request.container or not container.running:
+        raise ContainerChanged("the container is not running any more, or is called otherwise")
+    yield
+    ctx.files["spec"] = container.id
+    return {
+        "container_id": container.id,
+        "container_name": container.name,
+        "spec": reference("spec", container.id),
+        "image_id": "image",
+        "image_tags": ("image:1",),
+        "ports": (),
+        "restart_policy": container.policy,
+        "address": ctx.host.name,
+    }
+
+
+def describe_container_undo(ctx: Ctx) -> Performance:
+    yield
+    ctx.host.files.pop(ctx.migration, None)
+    return None
+
+
+def ensure_tracker(ctx: Ctx) -> tuple[Tracker, bool]:
+    tracker = ctx.host.trackers.get(ctx.migration)
+    if tracker is not None:
+        return tracker, False
+    tracker = ctx.host.trackers[ctx.migration] = Tracker()
+    return tracker, True
+
+
+def track_changes(ctx: Ctx) -> Performance:
+    ctx.docker()
+    ensure_tracker(ctx)
+    yield
+    return None
+
+
+def track_changes_undo(ctx: Ctx) -> Performance:
+    ctx.host.trackers.pop(ctx.migration, None)
+    yield
+    return None
+
+
+def measure_mounts(ctx: Ctx) -> Performance:
+    ctx.docker()
+    files = len(ctx.volume().files)
+    mount = Mount(
+        kind="volume", name=VOLUME, destination=DESTINATION, tree="/v/data", size_bytes=files * MIB, files=files
+    )
+    yield
+    return {"mounts": (mount,)}
+
+
+def tracker_arm(tracker: Tracker, generation: int) -> tuple[set[str], bool]:
+    """What the generation before saw, and whether that can be trusted."""
+    if tracker.before is not None and tracker.generation == generation:
+        return tracker.before, tracker.before_trusted
+    tracker.before, tracker.before_trusted = tracker.marks, tracker.trusted
+    tracker.generation, tracker.marks, tracker.trusted = generation, set(), True
+    return tracker.before, tracker.before_trusted
+
+
+def arm_tracking(ctx: Ctx) -> Performance:
+    ctx.docker()
+    number = ctx.view.round
+    tracker, fresh = ensure_tracker(ctx)
+    yield
+    seen, trusted = tracker_arm(tracker, number)
+    yield
+    if number == 1:
+        return {"dirty": ()}
+    if fresh or not trusted:
+        return {"compare": True, "why": "tracking was lost", "dirty": ()}
+    entries = there_now(ctx.volume().files, seen)
+    return {"dirty": (publish(ctx, f"round-{number}", entries, everything=False),)}
+
+
+def vouch_for_tracking(ctx: Ctx) -> Performance:
+    order = ctx.view.facts["cutover_ordered"]
+    assert isinstance(order, CutoverOrdered)
+    yield
+    if ctx.stop_intended() or order.untracked:
+        return None
+    if ctx.view.boots.get("sync_armed") != ctx.agent.boot:
+        raise TrackingLost("the agent was restarted since the last round began")
+    tracker = ctx.host.trackers.get(ctx.migration)
+    if tracker is None or not tracker.trusted:
+        raise TrackingLost("not being watched")
+    return None
+
+
+def disarm_restart(ctx: Ctx) -> Performance:
+    container = ctx.source_container()
+    if container is None:
+        raise ContainerChanged("the container has been removed")
+    if not container.running and not ctx.stop_intended():
+        raise ContainerChanged("the container has stopped by itself or by a person's hand")
+    yield
+    ctx.docker()
+    set_policy(container, "no")
+    return None
+
+
+def set_policy(container: Container, policy: str) -> None:
+    container.policy = policy
+
+
+def disarm_restart_undo(ctx: Ctx) -> Performance:
+    yield
+    if "cutover_ordered" not in ctx.view.facts:
+        return None
+    container = ctx.source_container()
+    if container is not None:
+        set_policy(container, ctx.view.source_prepared.restart_policy)
+    return None
+
+
+def stop_container(ctx: Ctx) -> Performance:
+    container = ctx.source_container()
+    if container is None:
+        raise PermanentError("the container does not exist on this host (any more)")
+    if not ctx.stop_intended():
+        ctx.files["stopping"] = True
+    yield
+    ctx.docker()
+    ctx.agent.world_stop(container)
+    yield
+    if container.policy != "no":
+        raise PermanentError("the restart policy is back: something else manages the container")
+    return {"exit_code": container.exit_code, "unclean": False, "stopped_at": "then"}
+
+
+def stop_container_undo(ctx: Ctx) -> Performance:
+    yield
+    if "source_prepared" not in ctx.view.facts:
+        return {"running": True, "note": "never touched"}
+    container = ctx.source_container()
+    if container is None:
+        return {"running": False, "note": "the container was removed by somebody else meanwhile"}
+    if container.running:
+        return {"running": True}
+    if not ctx.stop_intended():
+        return {"running": False, "note": "left stopped: not this migration had stopped it"}
+    ctx.agent.world_start(container)
+    yield
+    return {"running": True}
+
+
+def publish_dirty(ctx: Ctx) -> Performance:
+    tracker = ctx.host.trackers.get(ctx.migration)
+    files = ctx.volume().files
+    yield
+    if tracker is not None and ctx.view.boots.get("sync_armed") == ctx.agent.boot and tracker.trusted:
+        entries = there_now(files, tracker.marks)
+        return {"dirty": (publish(ctx, "stopped", entries, everything=False),)}
+    return {"dirty": (publish(ctx, "stopped", dict.fromkeys(files, True), everything=True),)}
+
+
+def digest_trees(ctx: Ctx) -> Performance:
+    ctx.host.trackers.pop(ctx.migration, None)
+    files = ctx.volume().files
+    digest: Tree = {}
+    for path in sorted(files):
+        yield
+        ctx.check_cancelled()
+        digest[path] = files.get(path)
+    ctx.files["digest"] = digest
+    tree = TreeDigest(
+        destination=DESTINATION, manifest=reference("digest", digest), files=len(digest), size_bytes=len(digest)
+    )
+    return {"trees": (tree,)}
+
+
+def guard_source(ctx: Ctx) -> Performance:
+    container = ctx.source_container()
+    yield
+    ctx.agent.guarded[ctx.view.source_prepared.container_id] = ctx.migration
+    if container is None or not container.running:
+        return None
+    set_policy(container, "no")
+    ctx.agent.world_stop(container)
+    raise PermanentError("the container was started by something else after it had been stopped for its move")
+
+
+def guard_source_undo(ctx: Ctx) -> Performance:
+    yield
+    for container_id in [known for known, migration in ctx.agent.guarded.items() if migration == ctx.migration]:
+        del ctx.agent.guarded[container_id]
+    return None
+
+
+def retire_container(ctx: Ctx) -> Performance:
+    ctx.agent.guarded.pop(ctx.view.source_prepared.container_id, None)
+    container = ctx.source_container()
+    yield
+    if ctx.view.requested.request.on_release == "remove":
+        if container is not None:
+            ctx.agent.world_remove(container)
+            yield
+        ctx.docker()
+        ctx.host.volumes.pop(VOLUME, None)
+        ctx.host.files.pop(ctx.migration, None)
+        return {"kept_as": None}
+    if container is None:
+        return {"kept_as": None}
+    ctx.docker()
+    set_policy(container, "no")
+    yield
+    container.name = f"{ctx.view.source_prepared.container_name}.cargo-{ctx.migration}"
+    ctx.host.files.pop(ctx.migration, None)
+    return {"kept_as": container.name}
+
+
+def carry_back(ctx: Ctx) -> Performance:
+    order = ctx.view.facts["rollback_ordered"]
+    stopped = ctx.view.facts.get("target_stopped")
+    assert isinstance(order, RollbackOrdered)
+    yield
+    if order.discard_target_writes or not isinstance(stopped, TargetStopped):
+        return {"bytes_moved": 0, "files": 0}
+    listed: dict[str, bool] = fetched(ctx, stopped.trees[0].manifest, ctx.request_target)
+    source, target = ctx.volume(), ctx.request_target.volumes.get(VOLUME)
+    stage = ctx.files.setdefault("carry", {})
+    if "pulled" not in ctx.files:
+        for path in [path for path, stale in listed.items() if stale and path not in stage]:
+            yield
+            ctx.check_cancelled()
+            ctx.need_link()
+            if target is None:
+                raise PermanentError("the target's data is gone")
+            there = target.files if target.federated is None else target.federated.upper
+            stage[path] = there.get(path)
+        ctx.files["pulled"] = True
+    for path in sorted(set(source.files) - set(listed)):
+        yield
+        del source.files[path]
+    for path, stale in listed.items():
+        if stale:
+            yield
+            source.files[path] = stage[path]
+    return {"bytes_moved": len(stage) * MIB, "files": len(stage)}
+
+
+def revive_container(ctx: Ctx) -> Performance:
+    prepared = ctx.view.source_prepared
+    ctx.agent.guarded.pop(prepared.container_id, None)
+    container = ctx.source_container()
+    if container is None:
+        raise PermanentError("the container that was kept is gone; its data is here, so create it by hand")
+    container.name = prepared.container_name
+    yield
+    ctx.agent.world_start(container)
+    yield
+    ctx.docker()
+    set_policy(container, prepared.restart_policy)
+    ctx.host.files.pop(ctx.migration, None)
+    return {"running": True}
+
+
+# --- the target's ----------------------------------------------------------------------------------
+
+
+def fetch_spec(ctx: Ctx) -> Performance:
+    yield
+    ctx.files["spec.json"] = fetched(ctx, ctx.view.source_prepared.spec, ctx.request_source)
+    return None
+
+
+def check_target(ctx: Ctx) -> Performance:
+    ctx.docker()
+    yield
+    reasons = []
+    if ctx.host.named(ctx.view.source_prepared.container_name) is not None and ctx.our_container() is None:
+        reasons.append("there is a container of that name already")
+    volume = ctx.host.volumes.get(VOLUME)
+    if volume is not None and volume.label != ctx.migration:
+        reasons.append("there is a volume of that name already")
+    if reasons:
+        raise RefusedError(reasons)
+    return None
+
+
+def provide_image(ctx: Ctx) -> Performance:
+    ctx.docker()
+    yield
+    return None
+
+
+def create_volumes(ctx: Ctx) -> Performance:
+    ctx.docker()
+    volume = ctx.host.volumes.setdefault(VOLUME, Volume(label=ctx.migration))
+    yield
+    if volume.union is None:
+        volume.union = Union()
+    return None
+
+
+def create_volumes_undo(ctx: Ctx) -> Performance:
+    yield
+    if "source_prepared" not in ctx.view.facts:
+        return None
+    ctx.docker()
+    volume = ctx.host.volumes.get(VOLUME)
+    if volume is None or volume.label != ctx.migration:
+        return None
+    if volume.union is not None and (volume.union.merged or volume.union.remote):
+        raise TransientError("the union is still mounted; the volume was not removed")
+    volume.union = None
+    yield
+    del ctx.host.volumes[VOLUME]
+    return None
+
+
+def load_spec(ctx: Ctx) -> None:
+    if ctx.files.get("spec.json") != ctx.view.source_prepared.container_id:
+        raise PermanentError("the specification is of another container, or missing")
+
+
+def create(ctx: Ctx) -> Container:
+    ctx.docker()
+    load_spec(ctx)
+    found = ctx.our_container()
+    if found is None:
+        found = Container(f"t-{ctx.migration}-{ctx.agent.sim.next_number()}", "web", "no", label=ctx.migration)
+        ctx.host.containers[found.id] = found
+    return found
+
+
+def create_container(ctx: Ctx) -> Performance:
+    container = create(ctx)
+    yield
+    return {"container_id": container.id}
+
+
+def create_container_undo(ctx: Ctx) -> Performance:
+    yield
+    if "source_prepared" not in ctx.view.facts:
+        return None
+    container = ctx.our_container()
+    if container is None:
+        return None
+    if "target_claimed" in ctx.view.facts and "source_restored" not in ctx.view.facts:
+        raise PermanentError("the container was claimed for this host; it is removed once the source runs again")
+    ctx.agent.world_remove(container)
+    return None
+
+
+def pull_round(ctx: Ctx) -> Performance:
+    armed = ctx.view.sync_armed
+    assert armed is not None
+    union = ctx.union()
+    source = ctx.request_source.volumes.get(VOLUME)
+    ctx.need_link()
+    if source is None:
+        raise TransientError("the source's tree is not there")
+    if armed.round == 1 or armed.compare:
+        names = sorted(source.files)
+        for path in sorted(set(union.upper) - set(names)):
+            del union.upper[path]
+    else:
+        names = sorted(path for dirty in armed.dirty for path in entries_of(ctx, dirty))
+    moved = 0
+    for path in names:
+        yield
+        ctx.check_cancelled()
+        ctx.need_link()
+        if path in source.files:
+            union.upper[path] = source.files[path]
+            moved += 1
+        else:
+            union.upper.pop(path, None)
+    size = moved * ctx.agent.file_bytes
+    return {"bytes_moved": size, "files": moved, "duration_seconds": 0.1}
+
+
+def attach_remote(ctx: Ctx) -> Performance:
+    yield
+    ctx.check_cancelled()
+    union = ctx.union()
+    if not union.settled and not union.remote:
+        ctx.need_link()
+        union.remote = True
+    return None
+
+
+def unmount_all(ctx: Ctx, union: Union) -> None:
+    container = ctx.host.find(ctx.migration)
+    if union.merged and container is not None and container.running and container.sees == "merged":
+        raise TransientError("the union is still in use; stop the container first")
+    union.unmount()
+
+
+def unmount_undo(ctx: Ctx) -> Performance:
+    yield
+    volume = ctx.host.volumes.get(VOLUME)
+    if volume is not None and volume.label == ctx.migration and volume.union is not None:
+        unmount_all(ctx, volume.union)
+    return None
+
+
+def apply_dirty(ctx: Ctx) -> Performance:
+    union = ctx.union()
+    dirty = next((d for d in ctx.view.dirty() if d.destination == DESTINATION), None)
+    if dirty is None:
+        raise PermanentError("the source published no list of changes")
+    if union.settled or union.merged:
+        return None
+    entries = entries_of(ctx, dirty)
+    yield
+    apply_entries(union, entries, everything=dirty.everything)
+    return None
+
+
+def apply_entries(union: Union, entries: dict[str, bool], *, everything: bool) -> None:
+    """Stale contents fall through to the source; what is gone goes."""
+    if everything:
+        for path in [path for path in union.upper if path not in entries]:
+            del union.upper[path]
+    for path, present in entries.items():
+        if present:
+            union.upper[path] = Remote(path)
+        else:
+            union.upper.pop(path, None)
+    union.placeholders = sorted(path for path, present in entries.items() if present)
+
+
+def mount_union(ctx: Ctx) -> Performance:
+    yield
+    mount(ctx)
+    return None
+
+
+def mount(ctx: Ctx) -> None:
+    volume, union = ctx.volume(), ctx.union()
+    if union.settled:
+        return
+    if not union.merged and "target_claimed" not in ctx.view.facts:
+        volume.changed = set()
+    if not union.merged and not union.fill_list():
+        unmount_all(ctx, union)
+        fold(volume, union)
+        return
+    if not union.merged and not union.remote:
+        ctx.need_link()
+        union.remote = True
+    union.merged = True
+
+
+def fold(volume: Volume, union: Union) -> None:
+    """Everything is here: the tree takes its place."""
+    missing = union.fill_list()
+    if missing:
+        raise PermanentError(f"{len(missing)} files have no contents on this host yet")
+    volume.files = {
+        path: union.replica[value.path] if isinstance(value, Remote) else value for path, value in union.upper.items()
+    }
+    union.settled = True
+
+
+def start_container(ctx: Ctx) -> Performance:
+    mount(ctx)
+    yield
+    container = create(ctx)
+    yield
+    ctx.agent.world_start(container)
+    yield
+    return {"container_id": container.id, "started_at": "then"}
+
+
+def supervise_container(ctx: Ctx) -> Performance:
+    container = ctx.our_container()
+    yield
+    if container is None or container.running:
+        return None
+    volume = ctx.volume()
+    if volume.union is not None:
+        mount_again(ctx, volume.union)
+    yield
+    policy = ctx.view.source_prepared.restart_policy
+    if container.id in ctx.agent.manual_stops or container.id not in ctx.host.containers:
+        return None
+    if policy in ("always", "unless-stopped") or (policy == "on-failure" and container.exit_code):
+        ctx.agent.world_start(container)
+        ctx.poke_after = 1.0
+    return None
+
+
+def mount_again(ctx: Ctx, union: Union) -> None:
+    if union.settled or union.merged:
+        return
+    if union.fill_list() and not union.remote:
+        ctx.need_link()
+        union.remote = True
+    union.merged = True
+
+
+def fill_replica(ctx: Ctx) -> Performance:
+    moved = 0
+    union = ctx.volume().union
+    while union is not None and not union.settled and (wanted := union.fill_list()):
+        yield
+        ctx.check_cancelled()
+        ctx.need_link()
+        source = ctx.request_source.volumes.get(VOLUME)
+        path = wanted[0]
+        if source is None or path not in source.files:
+            raise PermanentError(f"rsync: {path} is not on the source")
+        union.replica[path] = source.files[path]
+        moved += 1
+    return {"bytes_moved": moved * MIB, "files": moved, "duration_seconds": 0.1}
+
+
+def verify_trees(ctx: Ctx) -> Performance:
+    digested = ctx.view.facts["source_digested"]
+    assert isinstance(digested, SourceDigested)
+    expected: Tree = fetched(ctx, digested.trees[0].manifest, ctx.request_source)
+    yield
+    volume = ctx.volume()
+    changed = volume.changed
+    if changed is None:
+        raise PermanentError("the mark of the mount is missing")
+    seen = visible_tree(ctx, volume)
+    wrong = sorted(
+        path
+        for path in expected.keys() | seen.keys()
+        if path not in changed and expected.get(path) != seen.get(path)
+    )
+    if wrong:
+        raise PermanentError(f"the tree differs from the frozen source at {', '.join(wrong)}")
+    return {"files": len(expected), "size_bytes": len(expected), "changed_by_container": len(changed)}
+
+
+def visible_tree(ctx: Ctx, volume: Volume) -> Tree:
+    union = volume.federated
+    if union is None:
+        return volume.files
+    return {
+        path: union.replica.get(value.path) if isinstance(value, Remote) else value
+        for path, value in union.upper.items()
+    }
+
+
+def detach_remote(ctx: Ctx) -> Performance:
+    yield
+    union = ctx.volume().union
+    if union is not None and union.remote and not union.settled:
+        if union.fill_list():
+            raise PermanentError("files still have their contents on the source")
+        union.remote = False
+    return None
+
+
+def recall_container(ctx: Ctx) -> Performance:
+    container = ctx.our_container()
+    if container is not None:
+        set_policy(container, "no")
+        yield
+        ctx.docker()
+        ctx.agent.world_stop(container)
+    yield
+    return {"exit_code": 0, "address": ctx.host.name}
+
+
+def recall_container_undo(ctx: Ctx) -> Performance:
+    yield from recall_container(ctx)
+    return None
+
+
+def list_changes(ctx: Ctx) -> Performance:
+    order = ctx.view.facts["rollback_ordered"]
+    assert isinstance(order, RollbackOrdered)
+    yield
+    if order.discard_target_writes:
+        return {"trees": ()}
+    volume = ctx.volume()
+    if volume.changed is None:
+        raise PermanentError("the mark of the mount is missing")
+    tree = volume.files if volume.federated is None else volume.federated.upper
+    listed = {path: path in volume.changed for path in sorted(tree)}
+    ctx.files["changes"] = listed
+    stale = sum(listed.values())
+    manifest = DirtyManifest(
+        destination=DESTINATION,
+        manifest=reference("changes", listed),
+        stale_files=stale,
+        stale_bytes=stale * MIB,
+        everything=True,
+    )
+    return {"trees": (manifest,), "places": {DESTINATION: "/v/data"}}
+
+
+def fold_union(ctx: Ctx) -> Performance:
+    volume = ctx.volume()
+    container = ctx.our_container()
+    union = volume.federated
+    if union is not None:
+        running = container is not None and container.running
+        order = ctx.view.facts.get("finalise_ordered")
+        if running and not (isinstance(order, FinaliseOrdered) and order.stop_now):
+            ctx.poke_after = 30.0
+            return None
+        yield
+        if running:
+            assert container is not None
+            ctx.agent.world_stop(container)
+            yield
+        unmount_all(ctx, union)
+        fold(volume, union)
+        yield
+        if running:
+            assert container is not None
+            ctx.agent.world_start(container)
+    yield
+    volume.union = None
+    if container is not None and container.id in ctx.host.containers:
+        ctx.docker()
+        set_policy(container, ctx.view.source_prepared.restart_policy)
+    return {"outage_seconds": 0.0}
+
+
+def fetch_spec_undo(ctx: Ctx) -> Performance:
+    yield
+    ctx.host.files.pop(ctx.migration, None)
+    return None
+
+
+def nothing(_ctx: Ctx) -> Performance:
+    yield
+    return None
+
+
+RUN: dict[str, Callable[[Ctx], Performance]] = {
+    verb.__name__: verb
+    for verb in (
+        describe_container, track_changes, measure_mounts, fetch_spec, check_target, provide_image, create_volumes,
+        create_container, arm_tracking, pull_round, attach_remote, vouch_for_tracking, disarm_restart, stop_container,
+        publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees,
+        verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,
+        fold_union, carry_back,
+    )
+}  # fmt: skip
+"""What an effect's ``run`` does."""
+
+UNDO: dict[str, Callable[[Ctx], Performance]] = dict.fromkeys(RUN, nothing) | {
+    "describe_container": describe_container_undo,
+    "track_changes": track_changes_undo,
+    "disarm_restart": disarm_restart_undo,
+    "stop_container": stop_container_undo,
+    "guard_source": guard_source_undo,
+    "create_volumes": create_volumes_undo,
+    "create_container": create_container_undo,
+    "attach_remote": unmount_undo,
+    "mount_union": unmount_undo,
+    "recall_container": recall_container_undo,
+    "fetch_spec": fetch_spec_undo,
+}
+"""What an effect's ``undo`` does."""
