@@ -45,6 +45,7 @@ _OPTIONS: dict[str, dict[str, type]] = {
     "finalise": {"reason": str},
     "pause": {"reason": str},
     "resume": {"reason": str},
+    "retry": {"reason": str},
     "bwlimit": {"reason": str, "kib": int},
 }
 CONTROLS = tuple(_OPTIONS)
@@ -142,6 +143,17 @@ def _resume(control: Control, lifecycle: Lifecycle) -> Data | None:
     return Resumed() if lifecycle.paused and not lifecycle.terminal else None
 
 
+def _retry(control: Control, lifecycle: Lifecycle) -> Data | None:
+    """``resumed`` moves no machine; its arrival ends the pause between two attempts of whoever is failing."""
+    if lifecycle.paused:
+        return ControlRefused(control="retry", reason="it is paused by a person; `resume` goes on")
+    if lifecycle.failures:
+        return Resumed(by_person=control.reason or "try again now")
+    if lifecycle.terminal:
+        return _too_late(control, lifecycle)
+    return ControlRefused(control="retry", reason=f"nothing has failed; now: {waiting_for(lifecycle)}")
+
+
 def _bwlimit(control: Control, lifecycle: Lifecycle) -> Data | None:
     if control.kib is None or not 0 <= control.kib <= MAX_KIB:
         return ControlRefused(
@@ -163,5 +175,6 @@ _ANSWERS: dict[str, Callable[[Control, Lifecycle], Data | None]] = {
     "finalise": _finalise,
     "pause": _pause,
     "resume": _resume,
+    "retry": _retry,
     "bwlimit": _bwlimit,
 }

@@ -107,7 +107,16 @@ TABLE = Table(
         Row("target_cleaned", ("rolling_back",), "rolling_back"),
         Row("rolled_back", ("rolling_back",), "rolled_back"),
     ),
-    ignored=("step_failed", "step_recovered", "control_refused", "paused", "resumed", "bwlimit_ordered"),
+    ignored=(
+        "image_wanted",
+        "image_packed",
+        "step_failed",
+        "step_recovered",
+        "control_refused",
+        "paused",
+        "resumed",
+        "bwlimit_ordered",
+    ),
     final=("completed", "finalised", "aborted", "rolled_back", "rejected"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 from events import schema
@@ -18,8 +19,19 @@ def size(number: float) -> str:
 
 
 def seconds_between(earlier: Event, later: Event) -> float:
-    """Seconds by the authors' clocks. For people only: two hosts' clocks may differ."""
-    return (datetime.fromisoformat(later.at) - datetime.fromisoformat(earlier.at)).total_seconds()
+    """Seconds by the authors' clocks; NaN when one of the times cannot be read. For people only: clocks may differ."""
+    try:
+        return (datetime.fromisoformat(later.at) - datetime.fromisoformat(earlier.at)).total_seconds()
+    except (ValueError, TypeError):  # no time at all, or one with and one without a time zone
+        return math.nan
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: ``12 s``, ``4 min``, ``3 h``, ``2 days``."""
+    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
 
 
 def _dirty(manifests: tuple[schema.DirtyManifest, ...]) -> str:
@@ -39,6 +51,10 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
             total = sum(mount.size_bytes for mount in data.mounts)
             files = sum(mount.files for mount in data.mounts)
             return f"{len(data.mounts)} mounts, {files} files, {size(total)}, changes are tracked"
+        case schema.ImageWanted():
+            return f"lacks the image {data.image_id[:19]}, has {len(data.layers)} of its layers"
+        case schema.ImagePacked():
+            return f"{data.layers} layers, {size(data.archive.size_bytes)}"
         case schema.TargetPrepared():
             return f"container {data.container_id[:12]} created, not started"
         case schema.SyncOrdered() | schema.CutoverOrdered():

@@ -20,12 +20,15 @@ from dataclasses import dataclass, field
 import structlog
 
 from coordinator import admission, controls, lifecycle
+from coordinator.fault_watch import FaultWatch
 from coordinator.lifecycle import Lifecycle
+from coordinator.recording import ARCHIVABLE_PHASES
 from events.errors import (
     ConflictError,
     LostLeadershipError,
     SchemaError,
     StoreUnavailableError,
+    TransientError,
 )
 from events.failpoints import Failpoints
 from events.keyspace import Place, safe_id_for, valid_migration_id
@@ -82,6 +85,15 @@ class Service:
 
     def run(self, stop: threading.Event) -> None:
         """Campaign and lead, again and again, until ``stop``. Raises WrongClusterError."""
+        faults = FaultWatch(self._store, self._failpoints, self._log)
+        faults.start()
+        try:
+            self._campaign_and_lead(stop)
+        finally:
+            faults.close()
+        self._log.info("stopped")
+
+    def _campaign_and_lead(self, stop: threading.Event) -> None:
         while not stop.is_set():
             election = Election(self._store, self._keys.leader, self._name, LEADER_TTL_SECONDS)
             self._log.info("campaigning for leadership")
@@ -97,7 +109,6 @@ class Service:
             finally:
                 self._guard = None
                 election.resign()
-        self._log.info("stopped")
 
     # --- leading -------------------------------------------------------------------------------
 
@@ -114,8 +125,9 @@ class Service:
                 try:
                     self._take(item)
                     self._look_again()
-                except StoreUnavailableError as error:
-                    self._log.warning("store unavailable, holding", reason=str(error))
+                except (StoreUnavailableError, TransientError) as error:
+                    # The store does not answer, or a failpoint asked for an error: look at everything again.
+                    self._log.warning("holding", reason=str(error))
                     stop.wait(1.0)
                     self._resync_when_possible(stop)
 
@@ -150,7 +162,7 @@ class Service:
         migration = place.parts[0]
         tracked = self._tracked.get(migration)
         if value is None:
-            self._halt(migration, "keys of its history were deleted")
+            self._keys_removed(migration)
         elif place.kind == "event":
             number = int(place.parts[1])
             if tracked is None or number > len(tracked.digests):
@@ -158,12 +170,24 @@ class Service:
             elif hashlib.sha256(value).hexdigest() != tracked.digests[number - 1]:
                 self._halt(migration, f"its event {number} was changed after it had been read")
 
+    def _keys_removed(self, migration: str) -> None:
+        """A finished history that is gone as a whole was archived; any other loss is an alarm, never an absence."""
+        head = self._heads.get(migration)
+        archivable = migration not in self._tracked if head is None else head.phase in ARCHIVABLE_PHASES
+        if not archivable or self._store.range(self._keys.migration(migration)):
+            self._halt(migration, "keys of its history were deleted")
+            return
+        if self._heads.pop(migration, None) is not None:
+            self._log.info("a finished history was archived", migration=migration)
+        self._halted.pop(migration, None)
+        self._tracked.pop(migration, None)
+
     def _resync_when_possible(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 for prefix in (self._keys.migrations, self._keys.requests, self._keys.controls):
                     self._resync(prefix)
-            except StoreUnavailableError:
+            except (StoreUnavailableError, TransientError):
                 stop.wait(1.0)
             else:
                 return
@@ -290,8 +314,8 @@ class Service:
                 except ConflictError:
                     continue
                 log.info("control answered", answer=event.type, seq=event.seq)
-                if event.type == "control_refused":
-                    break
+                if event.type in ("control_refused", "resumed"):
+                    break  # answered; the others are asked again, because their answer may take a second event
         self._store.delete(key, stored.mod_revision)
         if valid_migration_id(migration):
             self._advance(migration)

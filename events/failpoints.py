@@ -19,6 +19,8 @@ import signal
 import threading
 from dataclasses import dataclass
 
+import structlog
+
 from events.errors import CargoError, TransientError
 
 _SPEC = re.compile(r"(?P<point>[a-z_]+\.[a-z_]+:[a-z_]+)=(?P<action>[a-z]+)(\((?P<arg>[^()]*)\))?(@(?P<nth>\d+))?")
@@ -84,6 +86,9 @@ class Failpoints:
             self._passes[point] = self._passes.get(point, 0) + 1
             if fault.nth and self._passes[point] != fault.nth:
                 return
+        # Said before it happens: afterwards there may be nobody left to say it.
+        if structlog.is_configured():
+            structlog.get_logger().warning("failpoint", point=point, action=fault.action)
         match fault.action:
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

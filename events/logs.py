@@ -18,7 +18,8 @@ def configure(settings: LogSettings, **always: str) -> structlog.stdlib.BoundLog
     """Set logging up for this process; ``always`` stands on every line (``host``, ``process``)."""
     readable = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # Plain: a traceback that shows local variables would show containers' environments.
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if readable
         else structlog.processors.JSONRenderer(sort_keys=False)
     )

@@ -1,5 +1,5 @@
-"""What an agent says of its host and its containers: the values of ``hosts/<host>`` and
-``inventory/<host>/<container>``.
+"""What an agent says of its host and its containers: the values of ``hosts/<host>``,
+``inventory/<host>/<container>`` and ``placements/<container>``.
 
 These are *hints* for listing and for rejecting impossible requests early. No right to start or stop
 anything ever follows from them: they may be old, and the agents check again when they prepare. Each value
@@ -98,14 +98,31 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False
 
 
+class PlacementRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a container that a migration moved lives: the value of ``placements/<container>``."""
+
+    v: int = RECORD_VERSION
+    container: str
+    container_id: str
+    host: str
+    address: str
+    """Of the host: published ports answer there."""
+    networks: dict[str, str] = {}
+    """The container's own addresses by network."""
+    ports: tuple[PortBinding, ...] = ()
+    migration: str
+    """The migration that brought it there, or back."""
+
+
 _encoder = msgspec.json.Encoder(order="deterministic")
 _host_decoder = msgspec.json.Decoder(HostRecord)
 _container_decoder = msgspec.json.Decoder(ContainerRecord)
+_placement_decoder = msgspec.json.Decoder(PlacementRecord)
 
 _HOST_LISTS = ("volumes", "networks", "capabilities")
 _CONTAINER_LISTS = ("warnings", "refusals", "mounts", "ports", "networks")
 
-_Record = TypeVar("_Record", HostRecord, ContainerRecord)
+_Record = TypeVar("_Record", HostRecord, ContainerRecord, PlacementRecord)
 
 
 def encode_host(record: HostRecord) -> bytes:
@@ -116,6 +133,16 @@ def encode_host(record: HostRecord) -> bytes:
 def encode_container(record: ContainerRecord) -> bytes:
     """``record`` as JSON, cut to MAX_RECORD_BYTES. Raises SchemaError when it cannot be made to fit."""
     return _bounded(record, _CONTAINER_LISTS)
+
+
+def encode_placement(record: PlacementRecord) -> bytes:
+    """``record`` as JSON. Raises SchemaError when it cannot be made to fit."""
+    return _bounded(record, ())
+
+
+def decode_placement(raw: bytes) -> PlacementRecord:
+    """The record in a stored value. Raises SchemaError."""
+    return _checked(_placement_decoder, raw, "a placement")
 
 
 def decode_host(raw: bytes) -> HostRecord:
@@ -132,6 +159,8 @@ def _bounded(record: _Record, lists: tuple[str, ...]) -> bytes:
     """Halve the longest lists, one at a time, until the record fits."""
     raw = _encode(record)
     while len(raw) > MAX_RECORD_BYTES:
+        if not lists:
+            raise SchemaError(f"a record of {len(raw)} bytes is over the limit of {MAX_RECORD_BYTES}")
         longest = max(lists, key=lambda name: len(_encode(getattr(record, name))))
         items = getattr(record, longest)
         if not items:

@@ -62,6 +62,8 @@ class Request(Data, frozen=True, kw_only=True):
     """Grace before the container is killed; None takes the container's own, or Docker's 10 s."""
     on_release: Literal["keep", "remove"] = "keep"
     """What becomes of the source's stopped container and volumes after the release."""
+    image: Literal["transfer", "pull", "refuse"] = "transfer"
+    """What to do about an image that the target lacks: bring it from the source, from its registry, or give up."""
 
 
 class Mount(Data, frozen=True, kw_only=True):
@@ -157,6 +159,24 @@ class SourcePrepared(Data, frozen=True, kw_only=True):
     address: str
     """Where the target's data plane reaches the source."""
     warnings: tuple[str, ...] = ()
+
+
+class ImageWanted(Data, frozen=True, kw_only=True):
+    """t: the container's image is not here; the source is to pack what is missing of it."""
+
+    image_id: str
+    layers: tuple[str, ...] = ()
+    """Diff ids of its lowest layers, which are here already and need not travel."""
+
+
+class ImagePacked(Data, frozen=True, kw_only=True):
+    """s: the missing layers of the image are in a file that the target may fetch."""
+
+    archive: FileRef
+    layers: int
+    """How many are in it."""
+    left_out_bytes: int = 0
+    """Size of those that the target has."""
 
 
 class TargetPrepared(Data, frozen=True, kw_only=True):
@@ -458,6 +478,8 @@ EVENT_TYPES: dict[str, EventType] = {
     "rejected": EventType(Rejected, (C,), "rejected"),
     "prepare_ordered": EventType(PrepareOrdered, (C,), "prepare"),
     "source_prepared": EventType(SourcePrepared, (S,), "prepare"),
+    "image_wanted": EventType(ImageWanted, (T,), "prepare"),
+    "image_packed": EventType(ImagePacked, (S,), "prepare"),
     "target_prepared": EventType(TargetPrepared, (T,), "pre_copy"),
     "sync_ordered": EventType(SyncOrdered, (C,), "pre_copy"),
     "sync_armed": EventType(SyncArmed, (S,), "pre_copy"),

@@ -224,8 +224,17 @@ def _within(tree: bytes, place: bytes) -> bytes | None:
 def _list(tree: Path, marks: Mapping[bytes, int], links: LinkIndex) -> list[Entry]:
     listed: dict[bytes, Entry] = {}
     covered: bytes | None = None
-    for entry in observe_all(tree, sorted(marks, key=order_key)):
+    closed: bytes | None = None
+
+    def worth_a_look() -> Iterator[bytes]:
+        # A removed tree has a mark for every name that was in it. The top one says it all.
+        for path in sorted(marks, key=order_key):
+            if closed is None or not path.startswith(closed):
+                yield path
+
+    for entry in observe_all(tree, worth_a_look()):
         path, flags = entry.path, marks[entry.path]
+        closed = None if entry.kind == "d" else path + b"/"
         if covered is not None and path.startswith(covered):
             if entry.kind == "-":
                 listed.setdefault(path, entry)

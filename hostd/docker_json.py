@@ -160,11 +160,19 @@ class ContainerView(View, frozen=True, kw_only=True):
     network_settings: NetworkSettingsView = NetworkSettingsView()
 
 
+class RootFsView(View, frozen=True, kw_only=True):
+    """``RootFS`` of an image."""
+
+    layers: tuple[str, ...] | None = None
+
+
 class ImageView(View, frozen=True, kw_only=True):
     """``docker image inspect``."""
 
     id: str
     repo_tags: tuple[str, ...] | None = None
+    repo_digests: tuple[str, ...] | None = None
+    root_fs: RootFsView | None = msgspec.field(name="RootFS", default=None)
     architecture: str = ""
     os: str = ""
 

@@ -42,6 +42,7 @@ from hostd.engine_calls import (
     StopResult,
 )
 from hostd.engine_containers import ContainerCalls
+from hostd.engine_images import ImageCalls
 from hostd.engine_volumes import VolumeCalls
 
 __all__ = [
@@ -67,7 +68,7 @@ PORT_TAKEN = ("port is already allocated", "address already in use")
 """Docker says so with status 500, but no repetition mends it."""
 
 
-class Engine(ContainerCalls, VolumeCalls):
+class Engine(ContainerCalls, ImageCalls, VolumeCalls):
     """A Docker engine, by the path of its socket or by URL."""
 
     def __init__(self, address: str | Path, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
@@ -152,11 +153,21 @@ class Engine(ContainerCalls, VolumeCalls):
             )  # fmt: skip
             with contextlib.closing(reply):
                 lines = reply.content.splitlines()
-        for line in lines:
-            with contextlib.suppress(msgspec.DecodeError):
-                said = msgspec.json.decode(line)
-                if isinstance(said, dict) and said.get("error"):
-                    raise PermanentError(f"{what} failed: {str(said['error'])[:1000]}; nothing was changed")
+        _raise_said_error(what, lines)
+
+    def pull_image(self, reference: str) -> None:
+        """``docker pull``, with the credentials that the engine itself has; ``reference`` has a tag or a digest.
+
+        Raises PermanentError when the registry does not have it or cannot be asked.
+        """
+        what = f"pulling the image {reference!r}"
+        with self._translated(what):
+            reply = self._send(
+                "POST", "/images/create", (), query={"fromImage": reference}, timeout_seconds=IMAGE_TIMEOUT_SECONDS
+            )
+            with contextlib.closing(reply):
+                lines = reply.content.splitlines()
+        _raise_said_error(what, lines)
 
     # --- events --------------------------------------------------------------------------------
 
@@ -305,6 +316,15 @@ def _raise_api_error(what: str, error: docker.errors.APIError) -> NoReturn:
     if status >= 500 and not any(mark in words for mark in PORT_TAKEN):
         raise TransientError(words) from error
     raise PermanentError(words) from error
+
+
+def _raise_said_error(what: str, lines: Iterable[bytes]) -> None:
+    """Docker answers such requests with success at once, and tells of a failure in the stream that follows."""
+    for line in lines:
+        with contextlib.suppress(msgspec.DecodeError):
+            said = msgspec.json.decode(line)
+            if isinstance(said, dict) and said.get("error"):
+                raise PermanentError(f"{what} failed: {str(said['error'])[:1000]}; nothing was changed")
 
 
 def _event(line: bytes) -> DockerEvent | None:

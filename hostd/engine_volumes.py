@@ -62,3 +62,20 @@ class VolumeCalls(Calls):
         """Descriptions of all networks, by name."""
         rows = self._json_list("GET", "/networks", what="listing networks")
         return {str(row["Name"]): row for row in rows if isinstance(row, dict) and "Name" in row}
+
+    def network_inspect(self, name: str) -> dict[str, Any] | None:
+        """The description of the network, with the containers that run in it, or None."""
+        try:
+            return self._json("GET", "/networks/{0}", name, what=f"looking at the network {name!r}")
+        except MissingError:
+            return None
+
+    def network_create(self, body: Mapping[str, Any]) -> None:
+        """Create a network, see hostd.networks.create_body. Raises NameTakenError when there is one of that name."""
+        what = f"creating the network {str(body.get('Name'))!r}"
+        self._json("POST", "/networks/create", body=body, what=what)
+
+    def network_remove(self, network_id: str) -> None:
+        """Remove the network; absent is fine. Raises PermanentError while a running container is in it."""
+        with contextlib.suppress(MissingError):
+            self._call("DELETE", "/networks/{0}", network_id, what=f"removing the network {network_id[:12]}")

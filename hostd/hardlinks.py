@@ -19,6 +19,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from hostd.beneath import open_beneath
+from hostd.entry import order_key
 
 NAME = 1
 """The path was made, removed, moved or replaced: whatever is there now is new, with all that is in it."""
@@ -171,8 +172,14 @@ class LinkIndex:
         left = []
         loose = False
         looked = []
-        for path, flags in [*marks.items(), *((name, 0) for name in self._moved(marks))]:
-            status = look(root, path)
+        closed: bytes | None = None
+        paths = {**dict.fromkeys(self._moved(marks), 0), **marks}
+        for path, flags in sorted(paths.items(), key=lambda item: order_key(item[0])):
+            if closed is not None and path.startswith(closed):
+                status = None  # a removed tree has a mark for every name that was in it: spare the looks
+            else:
+                status = look(root, path)
+                closed = path + b"/" if status is None or not stat.S_ISDIR(status.st_mode) else None
             looked.append((path, flags, status))
             loose = loose or (bool(flags & METADATA) and (status is None or bool(flags & NAME)))
             known = self._inodes.get(path)
@@ -192,7 +199,10 @@ class LinkIndex:
                 self._note_all_below(root, path, links)
         fresh = set()
         for inode, count in links.items():
-            if len(self.names(inode)) < count and not (inode in before and self._still_known(root, inode, marks)):
+            names = self._true_names(root, inode, marks)
+            # A name without a mark is one from before. Then the index knew this very file, and whatever names
+            # it lacks lie outside of the tree.
+            if len(names) < count and not (inode in before and any(name not in marks for name in names)):
                 fresh.add(inode)
         return left, fresh, loose
 
@@ -214,16 +224,16 @@ class LinkIndex:
         if status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
             links[status.st_ino] = status.st_nlink
 
-    def _still_known(self, root: int, inode: int, marks: Mapping[bytes, int]) -> bool:
-        """Whether the index knew this very file before: an unmarked name still leads to it.
-
-        Then its other names are known as well; those that are missing lie outside of the tree.
-        """
+    def _true_names(self, root: int, inode: int, marks: Mapping[bytes, int]) -> list[bytes]:
+        """The names that really lead to the file. Those with marks were looked at just now."""
+        true = []
         for name in self.names(inode):
             status = None if name in marks else look(root, name)
-            if status is not None and status.st_ino == inode:
-                return True
-        return False
+            if name in marks or (status is not None and status.st_ino == inode):
+                true.append(name)
+            else:
+                self.note(name, status)
+        return true
 
     def _search(self, root: int, inodes: set[int]) -> dict[int, set[bytes]]:
         found: dict[int, set[bytes]] = {}

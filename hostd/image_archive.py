@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from events.errors import CancelledError, PermanentError
 from events.schema import FileRef
@@ -76,7 +76,7 @@ def pack(
         with draft.open("w+b") as raw:
             os.chmod(draft, 0o600)
             with (
-                tarfile.open(fileobj=_Stream(pieces, cancelled), mode="r|") as arriving,
+                tarfile.open(fileobj=cast(IO[bytes], _Stream(pieces, cancelled)), mode="r|") as arriving,
                 tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as kept,
             ):
                 for member in arriving:
@@ -115,10 +115,9 @@ def _take(
     began = kept.offset
     counted = _Digesting(contents)
     with contextlib.closing(contents):
-        kept.addfile(member, counted)  # type: ignore[arg-type]
+        kept.addfile(member, counted)
     if f"sha256:{counted.digest.hexdigest()}" not in without:
         return 0
-    kept.members.pop()
     kept.offset = began
     raw.seek(began)
     raw.truncate()

@@ -26,8 +26,8 @@ BUILT_IN_NETWORKS = ("default", "bridge", "host", "none", "")
 OUR_LABELS = ("cargo.migration", "cargo.source")
 """They say which migration made a network, so they do not travel to the next host."""
 _DOCKERS_POOLS = (
-    (ipaddress.ip_network("172.16.0.0/12"), 16),
-    (ipaddress.ip_network("192.168.0.0/16"), 20),
+    (ipaddress.IPv4Network("172.16.0.0/12"), 16),
+    (ipaddress.IPv4Network("192.168.0.0/16"), 20),
 )
 """Where Docker takes a subnet from when nobody names one, and how large those are:
 https://github.com/moby/moby/blob/v20.10.24/libnetwork/ipamutils/utils.go"""

@@ -136,6 +136,8 @@ class Plan:
     role: str
     table: Table
     steps: Mapping[str, Step]
+    supervised: frozenset[str] = frozenset()
+    """States in which the container runs here and is kept running, whatever else the host is busy with."""
 
     def start(self) -> View:
         """The view of a stream nothing has been read of."""

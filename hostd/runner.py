@@ -16,6 +16,7 @@ do, so a host with a thousand settled containers has no thread for them.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from events.stamp import Stamper
 from events.store import Store
 from hostd.effects.base import Context, Workbench
 from hostd.effects.registry import EFFECTS
+from hostd.journal import Journal
 from hostd.plan import Plan, View
 from hostd.turn import (
     MAX_ATTEMPTS_BEFORE_CLAIM,
@@ -51,6 +53,9 @@ __all__ = ["MAX_ATTEMPTS_BEFORE_CLAIM", "Runner", "RunnerPorts"]
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
+SUPERVISE = "supervise_container"
+EXCLUSIVE = frozenset({SUPERVISE, "recall_container", "fold_union"})
+"""Effects that start or stop the container on the target: one at a time."""
 
 
 @dataclass
@@ -64,6 +69,10 @@ class RunnerPorts:
     bench: Workbench
     progress: Callable[[str, dict[str, Any]], None]
     log: structlog.stdlib.BoundLogger
+    ended: Callable[[str], None] = lambda _migration: None
+    """Told once when a migration has ended for this host."""
+    journal: Journal | None = None
+    """What this host has seen of each history; None keeps no such evidence."""
 
 
 class Runner:
@@ -79,6 +88,7 @@ class Runner:
         self._log = ports.log.bind(migration=migration, role=plan.role)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
+        self._supervising = threading.Lock()
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
@@ -107,6 +117,8 @@ class Runner:
                 return
         if peek:
             self._peek()
+        if poke and self.view.state in self.plan.supervised:
+            threading.Thread(target=self._supervise, name=f"supervise:{self.migration}", daemon=True).start()
 
     def close(self, timeout_seconds: float) -> None:
         """Stop working: the step under way is cancelled, the stream tells the next life what to do."""
@@ -141,6 +153,28 @@ class Runner:
         if self._turns.overtaken(decision):
             self._cancelled.set()
 
+    def _supervise(self) -> None:
+        """While a long step runs: the container has changed, and must be kept running all the same.
+
+        The history is read anew under the lock that ``recall_container`` takes too, so a container that is to be
+        stopped for good is never started again.
+        """
+        while not self._closing.is_set():
+            with self._supervising:
+                context = self._context_for(SUPERVISE)
+                try:
+                    self._read()
+                    if self.view.state not in self.plan.supervised:
+                        return
+                    context = self._context_for(SUPERVISE)
+                    EFFECTS[SUPERVISE].run(context)
+                except CargoError as error:
+                    self._log.warning("cannot supervise the container now", reason=str(error))
+                    context.poke_after = LONGEST_RETRY_SECONDS
+            if context.poke_after is None:
+                return
+            self._closing.wait(context.poke_after)
+
     # --- the loop ------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -168,7 +202,9 @@ class Runner:
             with self._lock:
                 if not self._woken.is_set():
                     self._thread = None
-                    return
+                    break
+        if self.finished and not self._closing.is_set():
+            self.ports.ended(self.migration)
 
     def _turn(self) -> bool:
         """One turn. Returns whether to look again at once."""
@@ -212,7 +248,12 @@ class Runner:
 
     def _read(self) -> Decision:
         with self._reading:
-            return self._turns.learn(self.ports.store.read(self.migration, after=self.last))
+            fresh = self.ports.store.read(self.migration, after=self.last)
+            if self.ports.journal is not None and fresh:
+                if self.last is None:
+                    self.ports.journal.check(self.migration, fresh)
+                self.ports.journal.note(self.migration, fresh[-1])
+            return self._turns.learn(fresh)
 
     def _begin(self, step: str) -> None:
         self._cancelled.clear()
@@ -220,7 +261,10 @@ class Runner:
             self._cancelled.set()
         self._log.info("step begins", step=step, seq=self.view.seq)
         self._began = time.monotonic()
-        self._context = Context(
+        self._context = self._context_for(step)
+
+    def _context_for(self, step: str) -> Context:
+        return Context(
             migration=self.migration,
             view=self.view,
             bench=self.ports.bench,
@@ -232,10 +276,11 @@ class Runner:
 
     def _perform(self, name: str, undo: bool) -> Any:
         assert self._context is not None, "a step begins before its effects"
-        if undo:
-            return EFFECTS[name].undo(self._context)
-        self._context.check_cancelled()
-        return EFFECTS[name].run(self._context)
+        with self._supervising if name in EXCLUSIVE else contextlib.nullcontext():
+            if undo:
+                return EFFECTS[name].undo(self._context)
+            self._context.check_cancelled()
+            return EFFECTS[name].run(self._context)
 
     def _append(self, operation: Append) -> None:
         with self._reading:

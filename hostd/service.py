@@ -9,6 +9,7 @@ on anything but a folded history, and keeps nothing in memory that a restart may
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Any
@@ -16,14 +17,16 @@ from typing import Any
 import msgspec
 import structlog
 
-from events.errors import CargoError, SchemaError, StoreUnavailableError
+from events.errors import CargoError, ConflictError, SchemaError, StoreUnavailableError
 from events.failpoints import Failpoints
 from events.leases import Registration
+from events.records import PlacementRecord, encode_placement
 from events.schema import Requested
 from events.stamp import Stamper
 from events.store import Changes, Item, Snapshot, Store, Tick
 from hostd import source, target
 from hostd.effects.base import Workbench
+from hostd.journal import Journal
 from hostd.runner import Runner, RunnerPorts
 from hostd.telling import Telling
 
@@ -55,8 +58,10 @@ class Service:
         self._runners: dict[str, Runner] = {}
         self._lock = threading.Lock()
         self._progress_at: dict[str, float] = {}
+        self._journal = Journal(bench.settings.state_dir / "journal")
         stamper = Stamper(f"hostd/{self._host}")
         bench.boot = stamper.boot
+        bench.place = self._place
         self._ports = RunnerPorts(
             host=self._host,
             store=store,
@@ -65,6 +70,8 @@ class Service:
             bench=bench,
             progress=self._report_progress,
             log=log,
+            ended=self._forget,
+            journal=self._journal,
         )
         self._registration = Registration(store, self._keys.host(self._host), HOST_TTL_SECONDS)
         self._telling = Telling(store, self._registration, bench, self._container_changed, log)
@@ -162,10 +169,21 @@ class Service:
         """The migration has ended for this host: its inbox pointer has done its work."""
         with self._lock:
             self._runners.pop(migration, None)
+        self._journal.forget(migration)
         try:
             self._store.delete(self._keys.inbox_pointer(self._host, migration))
         except StoreUnavailableError as error:
             self._log.info("an inbox pointer stays until the next look", migration=migration, reason=str(error))
+
+    def _place(self, container: str, record: PlacementRecord) -> None:
+        """Say where a container lives. What a restart of the agent or a person's hand has lost is written again."""
+        key, value = self._keys.placement(container), encode_placement(record)
+        stored = self._store.get(key)
+        if stored is not None and stored.value == value:
+            return
+        # Somebody wrote in between: whoever runs the container looks again at its next turn.
+        with contextlib.suppress(ConflictError):
+            self._store.compare_and_put(key, value, 0 if stored is None else stored.mod_revision)
 
     # --- progress ------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from events.machine import Row, Table
 from events.schema import (
     CarriedBack,
     Data,
+    ImagePacked,
     SourceDigested,
     SourcePrepared,
     SourceReleased,
@@ -27,7 +28,7 @@ from events.schema import (
 )
 from hostd.plan import Plan, Step, View, fields_for
 
-_BEFORE_STOP = ("chosen", "preparing", "prepared", "arming", "armed", "stopping")
+_BEFORE_STOP = ("chosen", "preparing", "prepared", "packing", "arming", "armed", "stopping")
 _AFTER_CLAIM = ("yielded", "digesting", "digested", "releasing", "released", "kept")
 
 TABLE = Table(
@@ -55,6 +56,8 @@ TABLE = Table(
         Row("requested", ("new",), "chosen"),
         Row("prepare_ordered", ("chosen",), "preparing"),
         Row("source_prepared", ("preparing",), "prepared"),
+        Row("image_wanted", ("prepared",), "packing"),
+        Row("image_packed", ("packing",), "prepared"),
         Row("sync_ordered", ("prepared", "armed", "stopping"), "arming"),
         Row("sync_armed", ("arming",), "armed"),
         Row("cutover_ordered", ("prepared", "armed"), "stopping"),
@@ -99,6 +102,10 @@ def _prepared(_view: View, outcomes: Outcomes) -> Data:
     return SourcePrepared(**fields_for(SourcePrepared, outcomes))
 
 
+def _packed(_view: View, outcomes: Outcomes) -> Data:
+    return ImagePacked(**fields_for(ImagePacked, outcomes))
+
+
 def _armed(view: View, outcomes: Outcomes) -> Data:
     return SyncArmed(round=view.round, **fields_for(SyncArmed, outcomes))
 
@@ -130,6 +137,7 @@ PLAN = Plan(
     table=TABLE,
     steps={
         "preparing": Step("prepare", ("describe_container", "track_changes", "measure_mounts"), _prepared),
+        "packing": Step("pack", ("pack_image",), _packed),
         "arming": Step("arm", ("arm_tracking",), _armed),
         "stopping": Step("stop", ("vouch_for_tracking", "disarm_restart", "stop_container", "publish_dirty"), _stopped),
         "frozen": _GUARD,
@@ -139,11 +147,18 @@ PLAN = Plan(
         "releasing": Step("release", ("retire_container",), _released),
         "restoring": Step(
             "restore",
-            ("guard_source", "publish_dirty", "track_changes", "stop_container", "disarm_restart", "describe_container"),
+            (
+                "guard_source",
+                "publish_dirty",
+                "track_changes",
+                "stop_container",
+                "disarm_restart",
+                "describe_container",
+            ),
             _restored,
             undo=True,
         ),
         "carrying": Step("carry", ("carry_back",), _carried),
-        "reviving": Step("revive", ("revive_container",), _restored),
+        "reviving": Step("revive", ("revive_container", "announce_placement"), _restored),
     },
 )

@@ -41,7 +41,8 @@ from hostd.docker_json import (
     section,
     view,
 )
-from hostd.spec_rules import BUILT_IN_NETWORKS, DATA_KINDS, source_findings
+from hostd.networks import BUILT_IN_NETWORKS, definition, network_names
+from hostd.spec_rules import DATA_KINDS, source_findings
 
 SPEC_VERSION = 1
 MAX_SPEC_BYTES = 4 * 1024 * 1024
@@ -66,6 +67,10 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     image_reference: str
     """What the image was called when the container was created; may be an id."""
     image_tags: tuple[str, ...]
+    image_digests: tuple[str, ...] = ()
+    """By which registries know it: ``name@sha256:…``."""
+    image_layers: tuple[str, ...] = ()
+    """Diff ids, lowest first."""
     architecture: str = ""
     """As images say it (``amd64``); empty when unknown."""
     config: dict[str, Any]
@@ -74,6 +79,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """``HostConfig`` of inspect, verbatim but for volumes, ports and network mode (see above)."""
     networks: dict[str, dict[str, Any]]
     """Endpoint configuration by network name, user-defined networks only."""
+    network_definitions: dict[str, dict[str, Any]] = {}
+    """What it takes to create those networks on a host that lacks them (hostd/networks.py)."""
     mounts: tuple[Mount, ...]
     ports: tuple[PortBinding, ...]
     """In force on the source when the specification was made."""
@@ -139,12 +146,13 @@ def from_inspect(
     image: Mapping[str, Any],
     *,
     volumes: Mapping[str, Mapping[str, Any]] | None = None,
+    networks: Mapping[str, Mapping[str, Any]] | None = None,
     host_name: str = "",
 ) -> tuple[ContainerSpec, list[str], list[str]]:
     """The specification, what a person should know (warnings), and why it must not be moved (refusals).
 
     ``inspect`` and ``image`` are Docker's JSON of the container and of its image; ``volumes`` of its named
-    volumes, by name, to find mount options; ``host_name`` is the source host's, to recognise a name that
+    volumes, by name, to find mount options; ``networks`` of the host's networks, by name; ``host_name`` is the source host's, to recognise a name that
     Docker took from there (``--net=host``). Raises PermanentError when the JSON is not as documented.
     """
     what = "the container"
@@ -174,10 +182,17 @@ def from_inspect(
         image_id=picture.id,
         image_reference=container.config.image or picture.id,
         image_tags=picture.repo_tags or (),
+        image_digests=picture.repo_digests or (),
+        image_layers=(picture.root_fs.layers if picture.root_fs is not None else None) or (),
         architecture=picture.architecture,
         config=config,
         host_config=host_config,
         networks=_endpoints(container),
+        network_definitions={
+            name: definition(networks[name])
+            for name in network_names(container.network_settings.networks or (), _network_mode(container))
+            if networks is not None and name in networks
+        },
         mounts=tuple(_data_mounts(container)),
         ports=_bindings(container),
         restart_policy=(policy.name if policy else None) or "no",

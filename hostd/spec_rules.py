@@ -9,14 +9,13 @@ Pure: no I/O, no clock.
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import itertools
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hostd.docker_json import ContainerView, MountView, VolumeView
+from hostd.networks import creation_problems, existing_problems, network_names
 
 if TYPE_CHECKING:
     from hostd.spec import ContainerSpec
@@ -26,7 +25,6 @@ PRIVATE_PROPAGATION = ("", "private", "rprivate")
 CONTROL_SOCKETS = ("docker.sock", "containerd.sock", "podman.sock", "crio.sock")
 SYSTEM_TREES = ("/proc", "/sys", "/dev", "/run", "/var/run")
 """Made anew by each host's kernel and boot: copying them means nothing, overlaying them breaks hosts."""
-BUILT_IN_NETWORKS = ("default", "bridge", "host", "none", "")
 SWARM_LABEL = "com.docker.swarm.task.id"
 KUBERNETES_LABEL = "io.kubernetes.pod.name"
 COMPOSE_LABEL = "com.docker.compose.project"
@@ -181,13 +179,14 @@ def target_problems(
     runtimes: Sequence[str],
     architecture: str,
     device_exists: Callable[[str], bool],
+    host_addresses: Sequence[str] = (),
 ) -> list[str]:
     """Why the container could not be created or started on this target; empty when nothing was found.
 
-    ``networks`` are the target's networks by name as inspected, ``runtimes`` and ``architecture`` are from
-    ``docker info``. Names, ports, volumes, space and the image's presence are checked by the effects.
+    ``networks`` are the target's networks by name as inspected, ``host_addresses`` those by which the hosts reach
+    each other, ``runtimes`` and ``architecture`` are from ``docker info``. Names, ports, volumes, space and the image's presence are checked by the effects.
     """
-    problems = list(_network_problems(spec, networks))
+    problems = list(_network_problems(spec, networks, host_addresses))
     runtime = spec.host_config.get("Runtime")
     if runtime and runtime not in runtimes:
         problems.append(f"the target's Docker has no runtime {runtime!r}")
@@ -198,37 +197,12 @@ def target_problems(
     return problems
 
 
-def _network_problems(spec: ContainerSpec, networks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    wanted = {name for name in (spec.network_mode, *spec.networks) if name not in BUILT_IN_NETWORKS}
-    for name in sorted(wanted):
-        network = networks.get(name)
-        if network is None:
-            yield f"the network {name!r} does not exist on the target; create it with 'docker network create'"
-            continue
-        for address in fixed_addresses(spec.networks.get(name)):
-            if not any(address in subnet for subnet in _subnets(network)):
-                yield f"the container's fixed address {address} is outside of the target's network {name!r}"
-
-
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def fixed_addresses(endpoint: Mapping[str, Any] | None) -> Iterator[IpAddress]:
-    """The addresses that a person fixed for ``endpoint``; what is no address is left to Docker to refuse."""
-    config = (endpoint or {}).get("IPAMConfig")
-    for key in ("IPv4Address", "IPv6Address"):
-        value = config.get(key) if isinstance(config, dict) else None
-        if value:
-            with contextlib.suppress(ValueError):
-                yield ipaddress.ip_address(value)
-
-
-def _subnets(network: Mapping[str, Any]) -> list[IpNetwork]:
-    ipam = network.get("IPAM")
-    configs = ipam.get("Config") if isinstance(ipam, dict) else None
-    found: list[IpNetwork] = []
-    for config in configs if isinstance(configs, list) else []:
-        with contextlib.suppress(ValueError, AttributeError, TypeError):
-            found.append(ipaddress.ip_network(config.get("Subnet"), strict=False))
-    return found
+def _network_problems(
+    spec: ContainerSpec, networks: Mapping[str, Mapping[str, Any]], host_addresses: Sequence[str]
+) -> Iterator[str]:
+    for name in network_names(spec.networks, spec.network_mode):
+        wanted, endpoint = spec.network_definitions.get(name), spec.networks.get(name)
+        if name in networks:
+            yield from existing_problems(name, wanted, endpoint, networks[name])
+        else:
+            yield from creation_problems(name, wanted, endpoint, networks, host_addresses)

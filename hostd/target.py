@@ -19,6 +19,7 @@ from events.schema import (
     Data,
     FillFinished,
     Finalised,
+    ImageWanted,
     SyncFinished,
     TargetClaimed,
     TargetCleaned,
@@ -40,7 +41,17 @@ _AFTER_CLAIM = (
     "finalising",
     "finalised",
 )
-_BEFORE_CLAIM = ("chosen", "waiting", "preparing", "prepared", "syncing", "synced", "bracing", "uniting")
+_BEFORE_CLAIM = (
+    "chosen",
+    "waiting",
+    "preparing",
+    "awaiting_image",
+    "prepared",
+    "syncing",
+    "synced",
+    "bracing",
+    "uniting",
+)
 
 TABLE = Table(
     "target",
@@ -69,6 +80,8 @@ TABLE = Table(
         Row("requested", ("new",), "chosen"),
         Row("prepare_ordered", ("chosen",), "waiting"),
         Row("source_prepared", ("waiting",), "preparing"),
+        Row("image_wanted", ("preparing",), "awaiting_image"),
+        Row("image_packed", ("awaiting_image",), "preparing"),
         Row("target_prepared", ("preparing",), "prepared"),
         Row("sync_ordered", ("prepared", "synced", "bracing"), "synced"),
         Row("sync_armed", ("synced",), "syncing"),
@@ -115,7 +128,11 @@ TABLE = Table(
 
 
 def _prepared(_view: View, outcomes: Outcomes) -> Data:
-    return TargetPrepared(**fields_for(TargetPrepared, outcomes))
+    wanted = fields_for(ImageWanted, outcomes)
+    if wanted:
+        return ImageWanted(**wanted)
+    warnings = tuple(line for outcome in outcomes.values() for line in (outcome or {}).get("warnings", ()))
+    return TargetPrepared(**{**fields_for(TargetPrepared, outcomes), "warnings": warnings})
 
 
 def _synced(view: View, outcomes: Outcomes) -> Data:
@@ -151,15 +168,16 @@ def _stopped(_view: View, outcomes: Outcomes) -> Data:
     return TargetStopped(**fields_for(TargetStopped, outcomes))
 
 
-_FILL = Step("fill", ("supervise_container", "fill_replica"), _filled)
+_FILL = Step("fill", ("announce_placement", "supervise_container", "fill_replica"), _filled)
 
 PLAN = Plan(
     role="target",
     table=TABLE,
+    supervised=frozenset({"filling", "filling_digested", "filled", "verifying", "verified", "settled"}),
     steps={
         "preparing": Step(
             "prepare",
-            ("fetch_spec", "check_target", "provide_image", "create_volumes", "create_container"),
+            ("fetch_spec", "check_target", "provide_image", "create_networks", "create_volumes", "create_container"),
             _prepared,
         ),
         "syncing": Step("sync", ("pull_round",), _synced),
@@ -169,21 +187,40 @@ PLAN = Plan(
         "starting": Step("start", ("start_container",), _started),
         "filling": _FILL,
         "filling_digested": _FILL,
-        "filled": Step("supervise", ("supervise_container",)),
-        "verifying": Step("verify", ("supervise_container", "verify_trees", "detach_remote"), _verified),
-        "verified": Step("supervise", ("supervise_container",)),
-        "settled": Step("settle", ("supervise_container", "fold_union"), _finalised),
+        "filled": Step("supervise", ("announce_placement", "supervise_container")),
+        "verifying": Step(
+            "verify", ("announce_placement", "supervise_container", "verify_trees", "detach_remote"), _verified
+        ),
+        "verified": Step("supervise", ("announce_placement", "supervise_container")),
+        "settled": Step("settle", ("announce_placement", "supervise_container", "fold_union"), _finalised),
         "finalising": Step("finalise", ("fold_union",), _finalised),
         "yielding": Step("yield", ("fill_replica", "recall_container", "list_changes"), _stopped),
         "clearing": Step(
             "clear",
-            ("recall_container", "create_container", "mount_union", "attach_remote", "create_volumes", "fetch_spec"),
+            (
+                "recall_container",
+                "create_container",
+                "mount_union",
+                "attach_remote",
+                "create_volumes",
+                "create_networks",
+                "provide_image",
+                "fetch_spec",
+            ),
             _cleaned,
             undo=True,
         ),
         "cleaning": Step(
             "clean",
-            ("create_container", "mount_union", "attach_remote", "create_volumes", "fetch_spec"),
+            (
+                "create_container",
+                "mount_union",
+                "attach_remote",
+                "create_volumes",
+                "create_networks",
+                "provide_image",
+                "fetch_spec",
+            ),
             _cleaned,
             undo=True,
         ),

@@ -192,12 +192,22 @@ class Transport:
 
     # --- one file ------------------------------------------------------------------------------
 
-    def fetch(self, peer: Peer, ref: FileRef, to: Path, *, cancelled: threading.Event | None = None) -> None:
+    def fetch(
+        self,
+        peer: Peer,
+        ref: FileRef,
+        to: Path,
+        *,
+        limit_bytes: int = MAX_FETCH_BYTES,
+        bwlimit_kib: int = 0,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> None:
         """Bring one file of the peer to ``to`` (mode 0600, replaced atomically) and verify size and SHA-256.
 
-        Raises PermanentError when it is missing or is not what the reference says.
+        A file that is said to be larger than ``limit_bytes`` is not even asked for. Raises PermanentError when it is missing or is not what the reference says.
         """
-        if not 0 <= ref.size_bytes <= MAX_FETCH_BYTES:
+        if not 0 <= ref.size_bytes <= limit_bytes:
             raise PermanentError(f"{ref.path} on {peer.host} is said to have {ref.size_bytes} bytes; not fetched")
         self.check(peer)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=to.parent) as directory:
@@ -209,12 +219,14 @@ class Transport:
                 "--perms",
                 f"--max-size={ref.size_bytes}",
                 "--stats",
+                *(["--info=progress2,flist0,name0", "--outbuf=L"] if on_progress is not None else []),
+                *([f"--bwlimit={bwlimit_kib}"] if bwlimit_kib > 0 else []),
                 f"--timeout={STALL_TIMEOUT_SECONDS}",
                 "--",
                 self._remote(peer, os.fsencode(ref.path)),
                 str(arrived),
             ]
-            self._perform(peer, command, lock=None, live=False, on_progress=None, cancelled=cancelled)
+            self._perform(peer, command, lock=None, live=False, on_progress=on_progress, cancelled=cancelled)
             if not arrived.is_file() or arrived.is_symlink():
                 raise PermanentError(f"{ref.path} on {peer.host} is not a file of {ref.size_bytes} bytes")
             _verify(arrived, ref, peer)

@@ -44,6 +44,8 @@ IRREVOCABLE_STATES = frozenset(
 MAX_REASON_CHARACTERS = 2000
 """An event is bounded; a tool's whole output belongs into the log."""
 MAX_REASONS = 50
+ENDS_STEP = "ends_step"
+"""An outcome that holds this ends its step: another host has to do something first, and the event says what."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ class Turns:
             yield Pass(name, "before_effect")
             outcomes[name] = yield Perform(name, undo=False)
             yield Pass(name, "after_effect")
+            if (outcomes[name] or {}).get(ENDS_STEP):
+                break
         return outcomes
 
     @staticmethod

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import structlog
 
 from events.errors import CancelledError, PermanentError
+from events.records import PlacementRecord
 from hostd.engine import Engine
 from hostd.openfiles import FileKey, OpenFile
 from hostd.plan import View
@@ -55,6 +56,8 @@ class Workbench:
     manual_stops: dict[str, float] = field(default_factory=dict)
     """Containers that somebody stopped through Docker, with the monotonic time of it, by container id."""
     boot: str = ""
+    place: Callable[[str, PlacementRecord], None] = lambda _container, _record: None
+    """Writes ``placements/<container>`` unless it says so already. Raises StoreUnavailableError."""
 
 
 @dataclass

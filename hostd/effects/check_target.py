@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from events.errors import RefusedError
 from hostd.effects.arrival import bind_place, labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import load_spec
 from hostd.inventory import port_problems
+from hostd.spec import ContainerSpec
 from hostd.spec_rules import target_problems
 
 SPACE_MARGIN = 1.1
@@ -28,7 +29,8 @@ class CheckTarget(Effect):
         info = engine.info()
         reasons = target_problems(
             spec,
-            networks=engine.networks(),
+            networks=_networks(context, spec),
+            host_addresses=(context.bench.settings.address, prepared.address),
             runtimes=info.runtimes,
             architecture=info.architecture,
             device_exists=lambda path: Path(path).exists(),
@@ -42,6 +44,15 @@ class CheckTarget(Effect):
         if reasons:
             raise RefusedError(reasons)
         return None
+
+
+def _networks(context: Context, spec: ContainerSpec) -> dict[str, dict[str, Any]]:
+    """This host's networks; those that the container is to join with the addresses in use in them."""
+    found = context.bench.engine.networks()
+    for name in spec.networks:
+        if name in found:
+            found[name] = context.bench.engine.network_inspect(name) or found[name]
+    return found
 
 
 def _volume_problems(context: Context) -> list[str]:

@@ -32,7 +32,11 @@ class DescribeContainer(Effect):
         if image is None:
             raise RefusedError([f"the image of {request.request.container!r} is gone from {context.host}"])
         spec, warnings, refusals = from_inspect(
-            inspected, image, volumes=engine.volumes_of(inspected), host_name=engine.info().host_name
+            inspected,
+            image,
+            volumes=engine.volumes_of(inspected),
+            networks=engine.networks(),
+            host_name=engine.info().host_name,
         )
         refusals += shared_volumes(context, spec)
         warnings += writable_layer(context, spec.container_id)
@@ -69,6 +73,8 @@ def _check_identity(context: Context, inspected: dict[str, object]) -> None:
     assert isinstance(state, dict)
     if not state.get("Running"):
         raise ContainerChangedError(f"the container {wanted!r} is not running any more")
+    if state.get("Restarting"):
+        raise ContainerChangedError(f"the container {wanted!r} ends and is restarted over and over; mend it first")
     if state.get("Paused"):
         raise ContainerChangedError(f"the container {wanted!r} is paused; unpause it first")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, stop_intended
 
@@ -17,10 +17,8 @@ class DisarmRestart(Effect):
         inspected = context.bench.engine.inspect(prepared.container_id)
         if inspected is None:
             raise ContainerChangedError(f"the container {prepared.container_name!r} has been removed")
-        if not inspected["State"]["Running"] and not stop_intended(context):
-            raise ContainerChangedError(
-                f"the container {prepared.container_name!r} has stopped by itself or by a person's hand"
-            )
+        if not stop_intended(context):
+            _check_unchanged(prepared.container_name, inspected)
         context.bench.engine.set_restart_policy(prepared.container_id, "no")
         return None
 
@@ -35,3 +33,14 @@ class DisarmRestart(Effect):
             prepared.container_id, prepared.restart_policy, prepared.restart_max_retries
         )
         return None
+
+
+def _check_unchanged(name: str, inspected: dict[str, Any]) -> None:
+    """F4, F5: a person's hand, or the container's own end, comes first. What was merely restarted goes on."""
+    called = str(inspected["Name"]).removeprefix("/")
+    if called != name:
+        raise ContainerChangedError(f"the container {name!r} was renamed to {called!r} during its migration")
+    if not inspected["State"]["Running"]:
+        raise ContainerChangedError(f"the container {name!r} has stopped by itself or by a person's hand")
+    if inspected["State"]["Paused"]:
+        raise ContainerChangedError(f"the container {name!r} was paused during its migration; unpause it first")

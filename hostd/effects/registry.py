@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hostd.effects.announce_placement import AnnouncePlacement
 from hostd.effects.apply_dirty import ApplyDirty
 from hostd.effects.arm_tracking import ArmTracking
 from hostd.effects.attach_remote import AttachRemote
@@ -9,6 +10,7 @@ from hostd.effects.base import Effect
 from hostd.effects.carry_back import CarryBack
 from hostd.effects.check_target import CheckTarget
 from hostd.effects.create_container import CreateContainer
+from hostd.effects.create_networks import CreateNetworks
 from hostd.effects.create_volumes import CreateVolumes
 from hostd.effects.describe_container import DescribeContainer
 from hostd.effects.detach_remote import DetachRemote
@@ -21,6 +23,7 @@ from hostd.effects.guard_source import GuardSource
 from hostd.effects.list_changes import ListChanges
 from hostd.effects.measure_mounts import MeasureMounts
 from hostd.effects.mount_union import MountUnion
+from hostd.effects.pack_image import PackImage
 from hostd.effects.provide_image import ProvideImage
 from hostd.effects.publish_dirty import PublishDirty
 from hostd.effects.pull_round import PullRound
@@ -41,6 +44,8 @@ _ALL: tuple[Effect, ...] = (
     FetchSpec(),
     CheckTarget(),
     ProvideImage(),
+    PackImage(),
+    CreateNetworks(),
     CreateVolumes(),
     CreateContainer(),
     ArmTracking(),
@@ -53,6 +58,7 @@ _ALL: tuple[Effect, ...] = (
     ApplyDirty(),
     MountUnion(),
     StartContainer(),
+    AnnouncePlacement(),
     SuperviseContainer(),
     FillReplica(),
     DigestTrees(),

@@ -8,7 +8,7 @@ from typing import ClassVar
 import msgspec
 
 from events.errors import PermanentError
-from hostd.effects.base import Context, Effect, Outcome, stop_evidence, stop_intended
+from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, stop_evidence, stop_intended
 from hostd.openfiles import writable_files
 
 
@@ -24,6 +24,8 @@ class StopContainer(Effect):
     def run(self, context: Context) -> Outcome:
         prepared = context.view.source_prepared
         engine = context.bench.engine
+        if engine.inspect(prepared.container_id) is None:
+            raise ContainerChangedError(f"the container {prepared.container_name!r} has been removed")
         if not stop_intended(context):
             pid = engine.pid(prepared.container_id)
             context.bench.open_files[context.migration] = writable_files(pid) if pid else {}

@@ -12,6 +12,7 @@ import itertools
 import socket
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 ANSWER_SECONDS = 1.0
@@ -111,11 +112,9 @@ class Witness:
 
     def missing_from(self, address: str) -> list[int]:
         """Acknowledged numbers that the service at ``address`` does not have, or has not exactly once."""
-        found = numbers_in(address, self.port)
-        counts: dict[int, int] = {}
-        for number in found:
-            counts[number] = counts.get(number, 0) + 1
-        return [answer.number for answer in list(self.answers) if counts.get(answer.number) != 1]
+        acknowledged = [answer.number for answer in list(self.answers)]  # before the look: it may go on writing
+        counts = Counter(numbers_in(address, self.port))
+        return [number for number in acknowledged if counts[number] != 1]
 
     def _run(self) -> None:
         connection: Connection | None = None

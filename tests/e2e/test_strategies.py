@@ -73,7 +73,7 @@ def busy(fleet: Fleet, name: str) -> None:
     (names / "first").write_bytes(b"two names" * 1000)
     (names / "second").hardlink_to(names / "first")
     fleet.run(name, command=["sh", "-c", BUSY_SCRIPT], volumes={name: {"bind": "/data"}})
-    wait_until(lambda: (tree / "log").exists(), "the workload does not begin")
+    wait_until((tree / "log").exists, "the workload does not begin", 15)
 
 
 def assert_as_it_was(fleet: Fleet, name: str) -> None:
@@ -194,7 +194,7 @@ def test_the_limit_of_a_fill_is_changed_while_it_runs_and_people_see_what_is_sti
     said = fleet.cargoctl("bwlimit", "slow-1", "--kib", "0")
     assert said.returncode == 0, said.stderr
     fleet.wait_end("slow-1", "completed", timeout_seconds=10)
-    wait_until(lambda: progress().get("safe_to_switch_off_source") is True, "nobody says that it is safe")
+    wait_until(lambda: progress().get("safe_to_switch_off_source") is True, "nobody says that it is safe", 10)
     filled = payload(fleet.events("slow-1"), "fill_finished")
     assert filled.bytes_moved < 1.5 * 16 * 1024 * 1024, "what had arrived before the change was not fetched again"
     shown = [fields["bytes"] for fields in seen if fields.get("step") == "fill"]

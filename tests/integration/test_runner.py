@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import structlog
@@ -131,6 +130,7 @@ def at_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage
 def at_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     stage = Stage(target.PLAN, REQUEST.target, tmp_path, monkeypatch)
     stage.effects["create_container"].script = lambda _context: {"container_id": "d"}
+    stage.effects["recall_container"].script = lambda _context: {"exit_code": 0}
     yield stage
     stage.runner.close(10)
 
@@ -257,6 +257,46 @@ def test_an_event_of_another_author_in_between_does_not_lose_the_outcome(at_targ
     filled = next(event.data for event in at_target.events if event.type == "fill_finished")
     assert isinstance(filled, schema.FillFinished)
     assert (filled.bytes_moved, fill.runs) == (5, 1)
+
+
+def _until_filling(at_target: Stage) -> tuple[threading.Event, threading.Event]:
+    """A fill that goes on until the second event is set; the first says that it has begun."""
+    filling, go_on = threading.Event(), threading.Event()
+
+    def slow(_context: Context) -> Outcome:
+        filling.set()
+        assert go_on.wait(DEADLINE_SECONDS)
+        return {"bytes_moved": 0, "files": 0, "duration_seconds": 0.0}
+
+    at_target.effects["fill_replica"].script = slow
+    at_target.append("requested", "prepare_ordered", "source_prepared", "target_prepared", "sync_ordered", "sync_armed")
+    at_target.append("sync_finished", "cutover_ordered", "source_stopped", "target_claimed")
+    at_target.give("target_started")
+    assert filling.wait(DEADLINE_SECONDS)
+    return filling, go_on
+
+
+def test_a_container_is_kept_running_while_the_fill_takes_hours(at_target: Stage) -> None:
+    """The agent is its supervisor; a long step must not make it look away."""
+    _, go_on = _until_filling(at_target)
+    supervised = at_target.effects["supervise_container"]
+    before = supervised.runs
+    at_target.runner.kick(poke=True)
+    at_target.until(lambda: supervised.runs > before)
+    go_on.set()
+    at_target.until_last("fill_finished")
+
+
+def test_a_container_that_is_rolled_back_is_not_started_again(at_target: Stage) -> None:
+    """One runner: whatever Docker tells of meanwhile."""
+    _, go_on = _until_filling(at_target)
+    supervised = at_target.effects["supervise_container"]
+    at_target.append("rollback_ordered")
+    before = supervised.runs
+    at_target.runner.kick(poke=True)
+    go_on.set()
+    at_target.until_last("target_stopped")
+    assert supervised.runs == before
 
 
 def test_one_undo_that_fails_does_not_keep_the_others_from_running(at_source: Stage) -> None:

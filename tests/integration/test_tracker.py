@@ -402,6 +402,17 @@ def test_a_write_through_a_name_that_is_gone_makes_the_remaining_name_stale(tree
         assert stale_files(listing(tree, tracker)) == {b"one"}
 
 
+def test_names_made_before_the_first_generation_are_known_in_it(tree: Path) -> None:
+    """D15: nobody lists what changed between the start and the first generation, but it is learned."""
+    (tree / "one").write_bytes(b"data")
+    with tracking(tree) as tracker:
+        os.link(tree / "one", tree / "two")
+        tracker.arm(1)
+        (tree / "two").write_bytes(b"other")
+        (tree / "two").unlink()
+        assert stale_files(listing(tree, tracker)) == {b"one"}
+
+
 def test_losing_a_name_does_not_make_the_others_stale(tree: Path) -> None:
     """D15: or removing an old backup made of hard links would carry all the others again."""
     (tree / "one").write_bytes(b"data")

@@ -25,6 +25,7 @@ from hostd import source, target
 from hostd.turn import Append, Begin, Pass, Perform, Read, Rest, Turn, Turns, Wait
 from tests.simulation import effects
 from tests.simulation.effects import Ctx, Performance
+from tests.simulation.invariants import Watched
 from tests.simulation.world import Container, Host
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ class Runner:
                 context.check_cancelled()
             sim.checker.effect_begins(self.agent.host, self.migration, operation.name, operation.undo)
             sim.inject_error(self.agent)
-            verb = (effects.UNDO if operation.undo else effects.RUN)[operation.name]
+            verb = (effects.UNDO if operation.undo else effects.RUN).get(operation.name, effects.nothing)
             self.performing = verb(context)
             sim.say(self.agent.name, "undo %s" if operation.undo else "%s", operation.name)
         try:
@@ -291,6 +292,7 @@ class Agent(Process):
         self.stamper = Numbered(self.sim, self.name, self.boot)
         self.inbox = self.store.keys.inbox(self.host.name)
         self.follower: MemoryFollower = self.sim.backend.follow(self.inbox)
+        self.watched = Watched()
         self.runners: dict[str, Runner] = {}
         self.guarded: dict[str, str] = {}
         self.manual_stops: set[str] = set()
@@ -311,6 +313,7 @@ class Agent(Process):
         item = self.follower.poll(0)
         if item is None:
             return False
+        self.watched.note(item)
         if drop:
             self.sim.say(self.name, "misses a wake-up")
             return True
@@ -521,6 +524,7 @@ class Coordinator(Process):
         keys = self.store.keys
         prefixes = (keys.migrations, keys.requests, keys.controls)
         self.follower = self.sim.backend.follow(prefixes, contents=False)
+        self.watched = Watched()
         self.resync = False
         return True
 
@@ -542,6 +546,7 @@ class Coordinator(Process):
             return False
         item = self.follower.poll(0)
         if item is not None:
+            self.watched.note(item)
             service._take(item)
         waiting = bool(service._waiting)
         service._look_again()

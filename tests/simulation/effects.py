@@ -18,6 +18,7 @@ from events.schema import (
     DirtyManifest,
     FileRef,
     FinaliseOrdered,
+    ImagePacked,
     Mount,
     RollbackOrdered,
     SourceDigested,
@@ -25,6 +26,7 @@ from events.schema import (
     TreeDigest,
 )
 from hostd.plan import View
+from hostd.turn import ENDS_STEP
 from tests.simulation.world import VOLUME, Container, Host, Remote, Tracker, Tree, Union, Volume, World
 
 if TYPE_CHECKING:
@@ -459,7 +461,39 @@ def check_target(ctx: Ctx) -> Performance:
 def provide_image(ctx: Ctx) -> Performance:
     ctx.docker()
     yield
+    if ctx.host.image:
+        return {"warnings": ()}
+    packed = ctx.view.facts.get("image_packed")
+    if not isinstance(packed, ImagePacked):
+        return {ENDS_STEP: True, "image_id": ctx.view.source_prepared.image_id}
+    fetched(ctx, packed.archive, ctx.request_source)
+    ctx.files["brought"] = True
+    yield
+    ctx.docker()
+    ctx.host.image = True
+    return {"warnings": ()}
+
+
+def provide_image_undo(ctx: Ctx) -> Performance:
+    yield
+    if "brought" in ctx.host.files.get(ctx.migration, {}):
+        ctx.docker()
+        ctx.host.image = False
     return None
+
+
+def pack_image(ctx: Ctx) -> Performance:
+    yield
+    ctx.check_cancelled()
+    ctx.files["image.tar"] = "image"
+    return {"archive": reference("image.tar", "image"), "layers": 1}
+
+
+def create_networks(ctx: Ctx) -> Performance:
+    ctx.docker()
+    load_spec(ctx)
+    yield
+    return {"warnings": ()}
 
 
 def create_volumes(ctx: Ctx) -> Performance:
@@ -809,7 +843,7 @@ RUN: dict[str, Callable[[Ctx], Performance]] = {
     verb.__name__: verb
     for verb in (
         describe_container, track_changes, measure_mounts, fetch_spec, check_target, provide_image, create_volumes,
-        create_container, arm_tracking, pull_round, attach_remote, vouch_for_tracking, disarm_restart, stop_container,
+        create_container, create_networks, pack_image, arm_tracking, pull_round, attach_remote, vouch_for_tracking, disarm_restart, stop_container,
         publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees,
         verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,
         fold_union, carry_back,
@@ -829,5 +863,6 @@ UNDO: dict[str, Callable[[Ctx], Performance]] = dict.fromkeys(RUN, nothing) | {
     "mount_union": unmount_undo,
     "recall_container": recall_container_undo,
     "fetch_spec": fetch_spec_undo,
+    "provide_image": provide_image_undo,
 }
 """What an effect's ``undo`` does."""

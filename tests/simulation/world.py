@@ -108,7 +108,8 @@ class Host:
         self.files: dict[str, dict[str, Any]] = {}
         self.trackers: dict[str, Tracker] = {}
         """Of the agent's present life, by migration."""
-        self.revived: list[str] = []
+        self.image = True
+        """The container's image is here."""
 
     # --- Docker --------------------------------------------------------------------------------
 
@@ -193,6 +194,8 @@ class World:
         """The source's tree when it stopped."""
         self.writes = 0
         self.cut_short: set[str] = set()
+        self.excused = False
+        """Somebody, or its own policy, has ended the workload for good."""
         self.started: Callable[[Host, Container, str], None] = lambda _host, _container, _who: None
 
     def running(self) -> list[tuple[Host, Container]]:

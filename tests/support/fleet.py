@@ -42,8 +42,7 @@ Container = docker.models.containers.Container
 VOLUMES = "/var/lib/docker/volumes"
 EVENT_SECONDS = 45.0
 END_SECONDS = 60.0
-INBOX_SECONDS = 30.0
-"""An inbox pointer goes at the agent's next look around, which is every 20 seconds."""
+INBOX_SECONDS = 10.0
 TOOLS = ("sshfs", "mergerfs", "rsync")
 STRAIGHT = (
     "requested",

@@ -32,6 +32,8 @@ SAMPLES: dict[str, Data] = {
     "rejected": schema.Rejected(reasons=("no",), request_key="x", request_text="{}"),
     "prepare_ordered": schema.PrepareOrdered(),
     "source_prepared": prepared(),
+    "image_wanted": schema.ImageWanted(image_id="sha256:1"),
+    "image_packed": schema.ImagePacked(archive=REF, layers=1),
     "target_prepared": schema.TargetPrepared(container_id="d" * 64),
     "sync_ordered": schema.SyncOrdered(round=1, why="first"),
     "sync_armed": schema.SyncArmed(round=1),

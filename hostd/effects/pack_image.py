@@ -1,0 +1,53 @@
+"""Pack what the target lacks of the container's image. The container goes on running meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+from typing import ClassVar
+
+from events.errors import PermanentError
+from events.schema import ImageWanted
+from hostd.effects.base import Context, Effect, Outcome
+from hostd.image_archive import layers_to_leave_out, pack
+from hostd.spec_file import read_spec
+
+ARCHIVE = "image.tar"
+
+
+class PackImage(Effect):
+    """Leaves the archive in this migration's directory, with which it goes.
+
+    The image is packed by its id, without names: what they are is in the history, and the target gives them only
+    where they mean nothing else there.
+    """
+
+    name: ClassVar[str] = "pack_image"
+
+    def run(self, context: Context) -> Outcome:
+        wanted = context.view.facts["image_wanted"]
+        assert isinstance(wanted, ImageWanted)
+        prepared = context.view.source_prepared
+        if wanted.image_id != prepared.image_id:
+            raise PermanentError(f"the target asks for the image {wanted.image_id!r}, which is not the container's")
+        layers = read_spec(context.directory / "spec.json", prepared.spec).image_layers
+        _check_space(context, prepared.image_id)
+        packed = pack(
+            context.bench.engine.save_image([prepared.image_id]),
+            context.directory / ARCHIVE,
+            layers_to_leave_out(layers, wanted.layers),
+            context.cancelled,
+        )
+        return {
+            "archive": packed.archive,
+            "layers": len(layers) - len(wanted.layers),
+            "left_out_bytes": packed.left_out_bytes,
+        }
+
+
+def _check_space(context: Context, image_id: str) -> None:
+    size_bytes = int((context.bench.engine.image_inspect(image_id) or {}).get("Size") or 0)
+    free_bytes = shutil.disk_usage(context.directory).free
+    if size_bytes > free_bytes:
+        raise PermanentError(
+            f"{context.host} has {free_bytes} bytes free in {context.directory}, packing the image may need {size_bytes}"
+        )

@@ -1,0 +1,27 @@
+"""What happened, in order, one line a happening; rendered only when somebody wants to read it."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+class Transcript:
+    """Lines as they came: step, depth of preemption, who, words."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[int, int, str, str, tuple[object, ...]]] = []
+
+    def add(self, step: int, depth: int, who: str, words: str, values: tuple[object, ...]) -> None:
+        """One line; ``words`` is filled with ``values`` later."""
+        self._lines.append((step, depth, who, words, values))
+
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join(
+            f"{step:5} {'│ ' * depth}{who:<15} {words % values if values else words}"
+            for step, depth, who, words, values in self._lines
+        )
+
+    def fingerprint(self) -> bytes:
+        """A digest of every line."""
+        return hashlib.sha256(repr(self._lines).encode()).digest()

@@ -1,0 +1,117 @@
+"""What of an image travels: decided by its layers' order, found in the archive by their contents."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from events.errors import CancelledError, PermanentError
+from hostd.engine_images import split_reference
+from hostd.image_archive import layers_present, layers_to_leave_out, pack, pieces_of
+
+BASE, MIDDLE, TOP = b"base" * 5000, b"middle" * 3000, b"top" * 7000
+
+
+def digest(contents: bytes) -> str:
+    return f"sha256:{hashlib.sha256(contents).hexdigest()}"
+
+
+def archive(*members: tuple[str, bytes]) -> bytes:
+    """A tar such as ``docker save`` gives: layers, descriptions, a directory and a link."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        folder = tarfile.TarInfo("aa")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, contents in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(contents)
+            tar.addfile(info, io.BytesIO(contents))
+        link = tarfile.TarInfo("cc/layer.tar")
+        link.type, link.linkname = tarfile.SYMTYPE, "../aa/layer.tar"
+        tar.addfile(link)
+    return buffer.getvalue()
+
+
+def in_pieces(raw: bytes, size: int = 777) -> list[bytes]:
+    return [raw[start : start + size] for start in range(0, len(raw), size)]
+
+
+def contents_of(file: Path) -> dict[str, bytes]:
+    with tarfile.open(file) as tar:
+        members = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isreg()}
+        return {name: opened.read() for name, opened in members.items() if opened is not None}
+
+
+def test_layers_that_are_not_wanted_are_left_out_and_everything_else_is_as_it_was(tmp_path: Path) -> None:
+    whole = archive(
+        ("aa/layer.tar", BASE), ("aa/json", b"{}"), ("bb/layer.tar", MIDDLE), ("dd/layer.tar", TOP), ("manifest", b"[]")
+    )
+    packed = pack(in_pieces(whole), tmp_path / "image.tar", frozenset({digest(BASE), digest(TOP)}))
+    assert contents_of(tmp_path / "image.tar") == {"aa/json": b"{}", "bb/layer.tar": MIDDLE, "manifest": b"[]"}
+    with tarfile.open(tmp_path / "image.tar") as tar:
+        assert {"aa", "cc/layer.tar"} <= set(tar.getnames())
+    assert packed.left_out_bytes == len(BASE) + len(TOP)
+    raw = (tmp_path / "image.tar").read_bytes()
+    assert packed.archive.size_bytes == len(raw)
+    assert packed.archive.sha256 == hashlib.sha256(raw).hexdigest()
+    assert b"".join(pieces_of(tmp_path / "image.tar")) == raw
+    assert [place.name for place in tmp_path.iterdir()] == ["image.tar"]
+
+
+def test_an_archive_of_which_nothing_is_left_out_holds_everything(tmp_path: Path) -> None:
+    whole = archive(("aa/layer.tar", BASE), ("bb/layer.tar", TOP))
+    pack(in_pieces(whole, 1_000_000), tmp_path / "image.tar", frozenset())
+    assert contents_of(tmp_path / "image.tar") == {"aa/layer.tar": BASE, "bb/layer.tar": TOP}
+
+
+def test_a_broken_stream_leaves_no_archive_behind(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="cannot be read"):
+        pack(in_pieces(archive(("aa/layer.tar", BASE))[:9000]), tmp_path / "image.tar", frozenset())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packing_ends_when_it_is_not_wanted_any_more(tmp_path: Path) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(CancelledError):
+        pack(in_pieces(archive(("aa/layer.tar", BASE))), tmp_path / "image.tar", frozenset(), cancelled)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "present"),
+    [
+        ([], 0),
+        ([("a",), ("x", "b", "c")], 1),
+        ([("a", "b", "x"), ("a",)], 2),
+        ([("a", "b", "c", "d")], 3),
+        ([("b", "a")], 0),
+    ],
+)
+def test_a_host_has_of_an_image_what_another_of_its_images_begins_with(
+    images: list[tuple[str, ...]], present: int
+) -> None:
+    assert layers_present(("a", "b", "c"), images) == present
+
+
+def test_the_same_data_needed_again_above_is_not_left_out() -> None:
+    assert layers_to_leave_out(("a", "empty", "b", "empty"), ("a", "empty")) == {"a"}
+    assert layers_to_leave_out(("a", "b"), ()) == frozenset()
+
+
+def test_layers_that_the_image_does_not_begin_with_are_refused() -> None:
+    with pytest.raises(PermanentError):
+        layers_to_leave_out(("a", "b"), ("b",))
+
+
+def test_a_name_of_an_image_is_a_repository_and_a_tag() -> None:
+    assert split_reference("registry:5000/team/web:1") == ("registry:5000/team/web", "1")
+    for odd in ("web", "registry:5000/web", "web@sha256:12", ":1"):
+        with pytest.raises(PermanentError):
+            split_reference(odd)
