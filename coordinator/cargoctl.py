@@ -1,281 +1,32 @@
 """``cargoctl``: what a person needs to live with Cargo. It reads the bus, and writes requests and controls.
 
-Everything it writes could be written with etcdctl just as well.
+Everything it writes could be written with etcdctl just as well, but for ``archive``, which also removes. This module is
+the command line; the commands stand in ``ctl_fleet.py`` (list, migrate, status), ``ctl_history.py`` (history, replay,
+verify, export, archive) and ``ctl_control.py`` (why, the controls, failpoints).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
 import sys
-import threading
-import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from coordinator import lifecycle
+from coordinator import ctl_control, ctl_fleet, ctl_history
 from coordinator.controls import CONTROLS
-from coordinator.narrate import size
-from coordinator.timeline import line_of
+from coordinator.ctl_output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Command, UsageError
 from events.connecting import connect
 from events.errors import CargoError, SchemaError
-from events.keyspace import valid_migration_id
-from events.records import decode_container, decode_host
-from events.schema import TERMINAL_PHASES, Event, plain
-from events.settings import DEFAULT_CONFIG, ETCD_OPTIONS, EtcdSettings, Reader
-from events.store import Store
+from events.settings import DEFAULT_CONFIG, ETCD_OPTIONS, EtcdSettings, Reader, SettingsError
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 ENDPOINTS_VARIABLE = "CARGO_ETCD"
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
-FOLLOW_TICK_SECONDS = 5.0
+ANSWER_SECONDS = 30.0
+"""How long a control waits for its answer: a coordinator that died is replaced within some ten seconds."""
+RETENTION_DAYS = 30.0
 
-Command = Callable[[Store, argparse.Namespace], int]
-
-
-class UsageError(CargoError):
-    """What was asked for cannot be asked for."""
-
-
-# --- list ----------------------------------------------------------------------------------------
-
-
-def list_hosts(store: Store, options: argparse.Namespace) -> int:
-    """Hosts that are registered now, and the containers on them."""
-    hosts = []
-    for item in store.range(store.keys.hosts):
-        name = item.key.rpartition("/")[2]
-        record = decode_host(item.value)
-        containers = [decode_container(pair.value) for pair in store.range(store.keys.inventory(name))]
-        hosts.append((name, record, containers))
-    if options.json:
-        import msgspec  # noqa: PLC0415 - only this branch needs it
-
-        _print_json(
-            [
-                {"host": name, **msgspec.to_builtins(record), "containers": msgspec.to_builtins(containers)}
-                for name, record, containers in hosts
-            ]
-        )
-        return EXIT_OK
-    table = Table("host", "address", "container", "state", "image", "data", "ports", box=None, pad_edge=False)
-    for name, record, containers in hosts:
-        if not containers:
-            table.add_row(name, record.address, Text("no containers", style="dim"))
-        for container in containers:
-            state = "paused" if container.paused else "running" if container.running else "stopped"
-            known = [mount.size_bytes for mount in container.mounts if mount.size_bytes is not None]
-            ports = ", ".join(f"{port.host_port}→{port.container_port}" for port in container.ports)
-            table.add_row(
-                name,
-                record.address,
-                container.name,
-                state,
-                container.image,
-                size(sum(known)) if known else "",
-                ports,
-            )
-    _console(options).print(table if hosts else "no host is registered: is cargo-hostd running anywhere?")
-    return EXIT_OK
-
-
-# --- migrate -------------------------------------------------------------------------------------
-
-
-def migrate(store: Store, options: argparse.Namespace) -> int:
-    """Write a request and follow it to its end."""
-    migration = options.id or f"{options.container}-{uuid.uuid4().hex[:6]}"
-    if not valid_migration_id(migration):
-        raise UsageError(f"{migration!r} is not usable as an id: letters, digits, '.', '_', '-', at most 64")
-    request: dict[str, Any] = {
-        "container": options.container,
-        "source": options.source,
-        "target": options.target,
-    }
-    for name in (
-        "strategy",
-        "downtime_budget_seconds",
-        "max_rounds",
-        "bwlimit_kib",
-        "stop_timeout_seconds",
-        "on_release",
-    ):
-        value = getattr(options, name)
-        if value is not None:
-            request[name] = value
-    key = store.keys.request(migration)
-    if store.head(migration) is not None or not store.put_if_absent(key, json.dumps(request).encode()):
-        raise UsageError(f"there is a migration {migration} already; choose another id")
-    if not options.json:
-        _console(options).print(f"etcdctl put {key} '{json.dumps(request)}'", style="bold", soft_wrap=True)
-    if options.detach:
-        return EXIT_OK
-    return _follow(store, migration, options)
-
-
-# --- history -------------------------------------------------------------------------------------
-
-
-def history(store: Store, options: argparse.Namespace) -> int:
-    """The timeline of one migration."""
-    if options.follow:
-        return _follow(store, options.id, options)
-    events = _events(store, options.id)
-    for event in events:
-        _show(event, events[0], options)
-    return EXIT_OK
-
-
-def _events(store: Store, migration: str) -> list[Event]:
-    if not valid_migration_id(migration):
-        raise UsageError(f"{migration!r} is not the id of a migration")
-    events = store.read(migration)
-    if not events:
-        raise UsageError(f"there is no migration {migration}; `cargoctl status` lists them all")
-    return events
-
-
-def _show(event: Event, first: Event, options: argparse.Namespace) -> None:
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    "seq": event.seq,
-                    "type": event.type,
-                    "at": event.at,
-                    "by": event.by,
-                    "cause": event.cause,
-                    "epoch": event.epoch,
-                    "data": plain(event.data),
-                }
-            ),
-            flush=True,
-        )
-        return
-    _console(options).print(line_of(event, first), soft_wrap=True)
-
-
-def _follow(store: Store, migration: str, options: argparse.Namespace) -> int:
-    """Show events as they are appended, until the migration ends."""
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-    last: Event | None = None
-    first: Event | None = None
-    with store.follow(store.keys.migration(migration), stop=stop, tick_seconds=FOLLOW_TICK_SECONDS) as follower:
-        for _ in follower:
-            for event in store.read(migration, after=last):
-                first = first or event
-                last = event
-                _show(event, first, options)
-                if event.type in TERMINAL_PHASES:
-                    return EXIT_OK if event.type in ("completed", "finalised") else EXIT_FAILED
-    return EXIT_FAILED
-
-
-# --- status --------------------------------------------------------------------------------------
-
-
-def status(store: Store, options: argparse.Namespace) -> int:
-    """Where one migration stands, or all of them."""
-    if options.id:
-        return _status_of(store, options)
-    result = store.heads()
-    if options.json:
-        import msgspec  # noqa: PLC0415
-
-        _print_json({"migrations": msgspec.to_builtins(result.heads), "broken": result.broken})
-        return EXIT_OK
-    table = Table("migration", "container", "from", "to", "phase", "events", "since", box=None, pad_edge=False)
-    for name, head in sorted(result.heads.items(), key=lambda pair: pair[1].at):
-        style = "red" if head.phase in ("aborted", "rejected") else "green" if head.terminal else "yellow"
-        table.add_row(
-            name,
-            head.container,
-            head.source,
-            head.target,
-            Text(head.phase, style=style),
-            str(head.seq),
-            head.at,
-        )
-    for name, why in result.broken.items():
-        table.add_row(name, Text(f"cannot be read: {why}", style="red"))
-    _console(options).print(table if table.row_count else "no migrations yet")
-    return EXIT_OK
-
-
-def _status_of(store: Store, options: argparse.Namespace) -> int:
-    events = _events(store, options.id)
-    state = lifecycle.fold(events)
-    waiting = lifecycle.waiting_for(state)
-    progress = {}
-    for item in store.range(store.keys.progress_of(options.id)):
-        progress[item.key.rpartition("/")[2]] = json.loads(item.value)
-    if options.json:
-        _print_json(
-            {
-                "id": options.id,
-                "phase": state.state,
-                "seq": state.seq,
-                "waiting": waiting,
-                "paused": state.paused,
-                "rounds": len(state.rounds),
-                "progress": progress,
-            }
-        )
-        return EXIT_OK
-    console = _console(options)
-    console.print(f"{options.id}: [bold]{state.state}[/bold], {waiting}")
-    if state.paused:
-        console.print("paused by a person; `cargoctl resume` goes on")
-    for number, done in enumerate(state.rounds, 1):
-        console.print(f"  round {number}: {size(done.bytes_moved)} in {done.duration_seconds:.1f} s")
-    for host, fields in progress.items():
-        console.print(f"  {host}: " + ", ".join(f"{name} {value}" for name, value in fields.items()))
-    return EXIT_OK
-
-
-# --- controls ------------------------------------------------------------------------------------
-
-
-def control(store: Store, options: argparse.Namespace) -> int:
-    """Write a control key and show what the coordinator answers."""
-    events = _events(store, options.id)
-    wish: dict[str, Any] = {"control": options.command}
-    if options.reason:
-        wish["reason"] = options.reason
-    if options.command == "bwlimit":
-        wish["kib"] = options.kib
-    key = store.keys.control(options.id)
-    if not store.put_if_absent(key, json.dumps(wish).encode()):
-        raise UsageError(f"another control for {options.id} is waiting for the coordinator; is one running?")
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-    with store.follow(key, stop=stop, tick_seconds=FOLLOW_TICK_SECONDS) as follower:
-        for _ in follower:
-            if store.get(key) is None:
-                break
-    fresh = store.read(options.id, after=events[-1])
-    for event in fresh:
-        _show(event, events[0], options)
-    return EXIT_FAILED if any(event.type == "control_refused" for event in fresh) else EXIT_OK
-
-
-# --- the command line ----------------------------------------------------------------------------
-
-
-def _console(options: argparse.Namespace) -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200, no_color=options.no_color)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, sort_keys=True))
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # argparse has no public name for it
 
 
 def parser() -> argparse.ArgumentParser:
@@ -283,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="cargoctl",
         description="Looks at migrations of containers, starts them and steers them.",
-        epilog="Exit codes: 0 done, 1 failed, aborted or rejected, 2 wrong usage.",
+        epilog="Exit codes: 0 done; 1 failed, aborted, rejected or refused, or something is wrong; 2 wrong usage.",
     )
     made.add_argument(
         "-c",
@@ -302,15 +53,23 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="output for programs")
     made.add_argument("--no-color", action="store_true", help="plain text")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _fleet_commands(commands)
+    _history_commands(commands)
+    _control_commands(commands)
+    _failpoint_commands(commands)
+    return made
 
-    def add(name: str, run: Command, words_for_help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=words_for_help, description=words_for_help)
-        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="output for programs")
-        sub.set_defaults(run=run)
-        return sub
 
-    add("list", list_hosts, "hosts and the containers that run there")
-    sub = add("migrate", migrate, "move a container, and follow the migration to its end")
+def _add(commands: Commands, name: str, run: Command, words_for_help: str) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = commands.add_parser(name, help=words_for_help, description=words_for_help)
+    sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="output for programs")
+    sub.set_defaults(run=run)
+    return sub
+
+
+def _fleet_commands(commands: Commands) -> None:
+    _add(commands, "list", ctl_fleet.list_hosts, "hosts and the containers that run there")
+    sub = _add(commands, "migrate", ctl_fleet.migrate, "move a container, and follow the migration to its end")
     sub.add_argument("container")
     sub.add_argument("source", help="host it runs on")
     sub.add_argument("target", help="host to move it to")
@@ -321,19 +80,89 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--bwlimit-kib", type=int, help="limit of the transfers, KiB per second")
     sub.add_argument("--stop-timeout-seconds", type=int, help="grace before the container is killed")
     sub.add_argument("--on-release", choices=("keep", "remove"), help="what becomes of the source's copy")
+    sub.add_argument("--image", help="where an image that the target lacks comes from: transfer, pull or refuse")
     sub.add_argument("--detach", action="store_true", help="do not wait")
-    sub = add("status", status, "where migrations stand")
+    sub = _add(commands, "status", ctl_fleet.status, "where migrations stand")
     sub.add_argument("id", nargs="?", help="one migration (default: all)")
-    sub = add("history", history, "the timeline of a migration")
-    sub.add_argument("id")
+
+
+def _history_commands(commands: Commands) -> None:
+    def on_one(name: str, run: Command, words: str) -> argparse.ArgumentParser:
+        sub = _add(commands, name, run, words)
+        sub.add_argument("id", nargs="?", help="the migration; with --file only where the file holds several")
+        sub.add_argument("--file", type=Path, metavar="FILE", help="read an exported history instead of the bus")
+        return sub
+
+    sub = on_one("history", ctl_history.history, "the timeline of a migration")
     sub.add_argument("--follow", action="store_true", help="go on until it ends")
+    sub = on_one("replay", ctl_history.replay, "fold a history step by step and show the state of each machine")
+    sub.add_argument("--until", type=int, metavar="SEQ", help="stop after this event")
+    on_one("verify", ctl_history.verify, "everything that is wrong with one history, or with all of them")
+    on_one("why", ctl_control.why, "what a migration waits for, since when, for whom, and what would change that")
+    sub = _add(commands, "export", ctl_history.export, "copy histories into a file that the other commands read")
+    sub.add_argument("ids", nargs="*", metavar="ID", help="migrations to export")
+    sub.add_argument("--all", action="store_true", help="all of them")
+    sub.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON Lines; written as a whole")
+    sub = _add(commands, "archive", ctl_history.archive_ended, "move ended histories into files, and off the bus")
+    sub.add_argument(
+        "--older-than",
+        type=float,
+        default=RETENTION_DAYS,
+        metavar="DAYS",
+        help=f"only those whose newest event is that old (default {RETENTION_DAYS:g})",
+    )
+    sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory, one file a migration")
+    sub.add_argument("--dry-run", action="store_true", help="only say which")
+
+
+def _control_commands(commands: Commands) -> None:
+    words = {
+        "abort": "give up before the claim: the container stays on the source",
+        "rollback": "go back after the claim: the container returns to the source with what it wrote on the target",
+        "finalise": "fold the union into plain volumes now, which costs a restart of the container",
+        "pause": "order nothing new before the container is stopped",
+        "resume": "go on after a pause",
+        "retry": "try a failing step again now, instead of when its pause ends",
+        "bwlimit": "limit the transfers from now on",
+    }
     for name in CONTROLS:
-        sub = add(name, control, f"ask the coordinator to {name} a migration")
+        sub = _add(commands, name, ctl_control.control, words.get(name, f"ask the coordinator to {name} a migration"))
         sub.add_argument("id")
         sub.add_argument("--reason", default="", help="kept in the history")
+        sub.add_argument("--follow", action="store_true", help="then go on until the migration ends")
+        sub.add_argument(
+            "--timeout-seconds",
+            type=float,
+            default=ANSWER_SECONDS,
+            help=f"how long to wait for the answer (default {ANSWER_SECONDS:g})",
+        )
         if name == "bwlimit":
             sub.add_argument("--kib", type=int, required=True, help="KiB per second, 0 for no limit")
-    return made
+        if name == "rollback":
+            sub.add_argument(
+                "--discard-target-writes",
+                action="store_true",
+                help="give up whatever the container wrote on the target since the cut-over",
+            )
+            sub.add_argument(
+                "--target-off",
+                metavar="WHO",
+                default="",
+                help="the target is dead, and WHO vouches that it is powered off and stays off",
+            )
+
+
+def _failpoint_commands(commands: Commands) -> None:
+    sub = _add(commands, "failpoints", ctl_control.list_failpoints, "faults on demand: list, set, clear")
+    verbs = sub.add_subparsers(dest="verb", metavar="VERB")
+    _add(verbs, "list", ctl_control.list_failpoints, "every failpoint there is, and which are set")
+    one = _add(verbs, "set", ctl_control.set_failpoints, "put faults into force, in place of those that were")
+    one.add_argument("process", metavar="PROCESS", help="coordinator, or hostd/HOST")
+    one.add_argument(
+        "spec", metavar="SPEC", help="point=kill|error(text)|delay(seconds)|pause, @n for the n-th pass; …"
+    )
+    one = _add(verbs, "clear", ctl_control.clear_failpoints, "take all faults of a process away")
+    one.add_argument("process", metavar="PROCESS", help="coordinator, or hostd/HOST")
 
 
 def _etcd_settings(options: argparse.Namespace) -> EtcdSettings:
@@ -358,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
             return code
         finally:
             store.close()
-    except UsageError as error:
+    except (UsageError, SettingsError) as error:
         print(f"cargoctl: {error}", file=sys.stderr)
         return EXIT_USAGE
     except SchemaError as error:
@@ -368,8 +197,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cargoctl: {error}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
+        # Whoever read our output has gone; nothing may be flushed there when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except KeyboardInterrupt:
         return EXIT_FAILED
 
+
+__all__ = ["EXIT_FAILED", "EXIT_OK", "EXIT_USAGE", "main", "parser"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.text import Text
 
-from coordinator.ctl_history import FOLLOW_TICK_SECONDS, follow
+from coordinator.ctl_history import FOLLOW_TICK_SECONDS, GOOD_ENDS, follow
 from coordinator.ctl_output import (
     EXIT_FAILED,
     EXIT_OK,
@@ -65,10 +65,10 @@ def _show_why(options: argparse.Namespace, answer: Why, heard: dict[str, bool | 
     out.print(f"  since  {_since(answer.since)}, event {answer.since_seq}", soft_wrap=True)
     for party in answer.parties:
         line = Text(f"  whom   {party.process}: {printable(party.doing)}")
-        signs = {True: " (heard of now)", False: " (silent: not registered now, which proves nothing)"}
-        line.append(
-            signs.get(heard.get(party.process), ""), style="red" if heard.get(party.process) is False else "dim"
-        )
+        signs = heard.get(party.process)
+        if signs is not None:
+            said = "heard of now" if signs else "silent: not registered now, which proves nothing"
+            line.append(f" ({said})", style="dim" if signs else "red")
         out.print(line, soft_wrap=True)
         if party.failing:
             out.print(Text(f"         failing: {printable(party.failing)}", style="red"), soft_wrap=True)
@@ -112,7 +112,9 @@ def control(store: Store, options: argparse.Namespace) -> int:
     if not fresh and not options.json:
         console(options).print(f"nothing to do: it is so already, {explain(events).waiting_for}", markup=False)
     if options.follow:
-        return follow(store, migration, options, after=fresh[-1] if fresh else events[-1])
+        wanted = {"abort": frozenset({"aborted"}), "rollback": frozenset({"rolled_back"})}
+        good = wanted.get(options.command, GOOD_ENDS)
+        return follow(store, migration, options, after=fresh[-1] if fresh else events[-1], good=good)
     return EXIT_OK
 
 

@@ -52,8 +52,18 @@ def history(store: Store, options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def follow(store: Store, migration: str, options: argparse.Namespace, after: Event | None = None) -> int:
-    """Show events as they are appended, until the migration ends. Raises SchemaError."""
+GOOD_ENDS = frozenset({"completed", "finalised"})
+
+
+def follow(
+    store: Store,
+    migration: str,
+    options: argparse.Namespace,
+    *,
+    after: Event | None = None,
+    good: frozenset[str] = GOOD_ENDS,
+) -> int:
+    """Show events as they are appended, until the migration ends; well, if in one of ``good``. Raises SchemaError."""
     stop = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     state = Lifecycle()
@@ -68,7 +78,7 @@ def follow(store: Store, migration: str, options: argparse.Namespace, after: Eve
                 if after is None or event.seq > after.seq:
                     show(event, first, options)
             if state.terminal:
-                return EXIT_OK if state.state in ("completed", "finalised") else EXIT_FAILED
+                return EXIT_OK if state.state in good else EXIT_FAILED
     return EXIT_FAILED
 
 

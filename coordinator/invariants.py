@@ -21,6 +21,8 @@ MOST_EXTRA_ROUNDS = 5
 REQUIRES: dict[str, tuple[tuple[str, ...], ...]] = {
     "prepare_ordered": (("requested",),),
     "source_prepared": (("prepare_ordered",),),
+    "image_wanted": (("source_prepared",),),
+    "image_packed": (("image_wanted",),),
     "target_prepared": (("source_prepared",),),
     "sync_ordered": (("source_prepared",), ("target_prepared",)),
     "sync_armed": (("sync_ordered",),),
@@ -30,6 +32,7 @@ REQUIRES: dict[str, tuple[tuple[str, ...], ...]] = {
     "target_claimed": (("source_stopped",),),
     "target_started": (("source_stopped",), ("target_claimed",)),
     "source_digested": (("source_stopped",), ("target_claimed",)),
+    "health_reported": (("target_started",),),
     "fill_finished": (("target_started",),),
     "verified": (("fill_finished",), ("source_digested",)),
     "release_ordered": (("verified",),),

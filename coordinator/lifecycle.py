@@ -31,6 +31,7 @@ from events.schema import (
     CutoverOrdered,
     Data,
     Event,
+    HealthReported,
     PrepareOrdered,
     ReleaseOrdered,
     Request,
@@ -106,10 +107,13 @@ TABLE = Table(
         Row("source_restored", ("rolling_back",), "rolling_back"),
         Row("target_cleaned", ("rolling_back",), "rolling_back"),
         Row("rolled_back", ("rolling_back",), "rolled_back"),
+        # A target that was vouched to be off cleans up when it comes back.
+        Row("target_cleaned", ("rolled_back",), "rolled_back"),
     ),
     ignored=(
         "image_wanted",
         "image_packed",
+        "health_reported",
         "step_failed",
         "step_recovered",
         "control_refused",
@@ -141,6 +145,8 @@ class Lifecycle:
     source_stopped: bool = False
     release_ordered: bool = False
     source_released: bool = False
+    unhealthy: str | None = None
+    """What the container's own health check said when it failed on the target."""
     kept_as: str | None = ""
     """What the source kept its copy as; None once the copy is gone."""
     target_stopped: bool = False
@@ -165,8 +171,12 @@ class Lifecycle:
 
     @property
     def reversible(self) -> bool:
-        """The container was claimed, and the source still has its copy to go back to."""
-        return self.state in AFTER_CLAIM and self.kept_as is not None
+        """The container was claimed, and the source still has its copy to go back to.
+
+        Once a release that removes the copy is ordered, it may be gone before anybody says so.
+        """
+        removing = self.release_ordered and self.request is not None and self.request.on_release == "remove"
+        return self.state in AFTER_CLAIM and self.kept_as is not None and not removing
 
     @property
     def abortable(self) -> bool:
@@ -229,6 +239,8 @@ def _remember(after: Lifecycle, event: Event) -> Lifecycle:
             key = f"{event.by}:{data.step}"
             kept = tuple(pair for pair in after.failures if pair[0] != key)
             return replace(after, failures=(*kept, (key, data)))
+        case HealthReported() as data:
+            return replace(after, unhealthy=data.log if data.status == "unhealthy" else None)
         case SourceReleased() as data:
             return replace(after, source_released=True, kept_as=data.kept_as)
         case RollbackOrdered() as data:
@@ -372,6 +384,9 @@ def waiting_for(lifecycle: Lifecycle) -> str:
         "aborted": f"done: the container lives on {source}, as before",
         "rejected": "done: rejected, nothing was changed",
     }.get(lifecycle.state, lifecycle.state)
+    if lifecycle.unhealthy is not None and lifecycle.reversible:
+        said = f" ({lifecycle.unhealthy})" if lifecycle.unhealthy else ""
+        sentence += f"; its health check says that it is unhealthy there{said}: `rollback` brings it back to {source}"
     return f"{sentence}; but {failing}" if failing else sentence
 
 

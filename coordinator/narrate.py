@@ -75,6 +75,8 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
         case schema.TargetStarted():
             ports = ", ".join(f"{port.host_ip}:{port.host_port}" for port in data.ports)
             return "runs" + (f" on {ports}" if ports else "")
+        case schema.HealthReported():
+            return data.status + (f": {data.log}" if data.log else "")
         case schema.FillFinished():
             return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
         case schema.SourceDigested():

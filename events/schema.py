@@ -266,6 +266,14 @@ class TargetStarted(Data, frozen=True, kw_only=True):
     """Seconds since the claim at which each part of the start was done."""
 
 
+class HealthReported(Data, frozen=True, kw_only=True):
+    """t: the container's own health check has come to a verdict on the target."""
+
+    status: Literal["healthy", "unhealthy"]
+    log: str = ""
+    """The end of what the check said, without values of the environment."""
+
+
 # --- fill and verification ---------------------------------------------------------------------
 
 
@@ -488,6 +496,7 @@ EVENT_TYPES: dict[str, EventType] = {
     "source_stopped": EventType(SourceStopped, (S,), "cut_over"),
     "target_claimed": EventType(TargetClaimed, (T,), "claimed"),
     "target_started": EventType(TargetStarted, (T,), "fill"),
+    "health_reported": EventType(HealthReported, (T,), None),
     "source_digested": EventType(SourceDigested, (S,), None),
     "fill_finished": EventType(FillFinished, (T,), "verify"),
     "verified": EventType(Verified, (T,), "release"),

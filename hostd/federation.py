@@ -5,7 +5,7 @@ Per mount, in a stage directory on the file system of the final place::
     upper/tree  what the pre-copy rounds brought, then every write made since      work     overlay's own
     replica     what the background fill brings                                    basis    old versions
     incoming, partial, spare   things in the making                                remote   sshfs of the source
-    lower       mergerfs(replica : remote)                                         merged   overlay(upper over lower)
+    lower       replica, else remote (``hostd/lower.py``)                          merged   overlay(upper over lower)
 
 and ``merged/tree`` is bound onto the place that Docker binds into the container. ``upper/tree`` is opaque, so
 every directory the container sees is local; only placeholders (``hostd/placement.py``) read from ``lower``,
@@ -26,6 +26,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,8 @@ from events.errors import PermanentError, RefusedError, TransientError
 from hostd import mounts, placement
 from hostd.beneath import Beneath, empty_directory, remove_tree
 from hostd.fold import fold_tree, swap_into_place, swapped, write_durably
+from hostd.lower_process import PATIENCE_SECONDS, LowerProcess
 from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, Placeholder
-from hostd.process import run
 from hostd.transport import Peer, Transport, sync_filesystem
 
 if TYPE_CHECKING:
@@ -46,14 +47,9 @@ if TYPE_CHECKING:
 
 OVERLAY_OPTIONS = "lowerdir=lower,upperdir=upper,workdir=work,metacopy=on,redirect_dir=on,index=off,xino=off"
 """Explicit, whatever the distribution's defaults (O8). Relative, because a stage's path may hold any character."""
-MERGERFS_OPTIONS = (
-    "category.search=ff,inodecalc=path-hash,use_ino,allow_other,xattr=nosys,threads=16,"
-    # The view never changes once the source is frozen: what is known of a file stays true to the end.
-    "cache.files=full,cache.attr=86400,cache.entry=86400"
-)
-MERGERFS_TIMEOUT_SECONDS = 30
-PROCESS_END_SECONDS = 5.0
-MAX_NAMED = 10
+REMOTE_IDLE_SECONDS = 3.0
+"""Longer than the lower layer keeps a file of the source open that nobody reads."""
+LOOK_AGAIN_SECONDS = 0.01
 _DIRECTORIES = (
     "upper",
     "work",
@@ -97,18 +93,26 @@ class UnionState:
 class Union:
     """One data mount on the target. Not for several threads at once, except ``fill_list`` and ``state``."""
 
-    def __init__(self, stage: Path, place: Path, *, single_file: bool = False) -> None:
+    def __init__(
+        self,
+        stage: Path,
+        place: Path,
+        *,
+        single_file: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         """``stage`` is this mount's own directory, on the file system of ``place``, where Docker will look.
 
         ``single_file``: the mount is one file. Then there is no union, only ``upper_tree``, ``apply`` (metadata)
-        and ``place_plain``; the caller pulls the contents again in the stop window.
+        and ``place_plain``; the caller pulls the contents again in the stop window. ``patience_seconds``: how
+        long a read waits for a source that does not answer, before the container gets an error.
         """
         self.stage = stage.absolute()
         self.place = place.absolute()
         self.single_file = single_file
         identity = hashlib.sha256(os.fsencode(self.stage)).hexdigest()[:16]
         self._overlay_name = f"cargo-union-{identity}"
-        self._lower_name = f"cargo-lower-{identity}"
+        self._lower = LowerProcess(self.stage, f"cargo-lower-{identity}", patience_seconds=patience_seconds)
 
     @property
     def upper_tree(self) -> Path:
@@ -173,14 +177,21 @@ class Union:
         if not self.single_file:
             self.upper_tree.mkdir(mode=0o700, exist_ok=True)
             if not mounts.is_mounted(self.stage / "merged"):
-                self._mark_opaque()
                 self._try_overlay()
+                self._mark_opaque()
 
     def attach_remote(self, transport: Transport, peer: Peer, tree: bytes | str) -> None:
-        """Show the source's tree below the stage. May run before the source stops: nothing of it is remembered."""
+        """Show the source's tree below the stage, and start what will serve the lower layer.
+
+        May run before the source stops: nothing of it is remembered. A view that died is replaced, also under
+        the running union, whose readers wait meanwhile. Raises TransientError when the source cannot be reached.
+        """
         if self.single_file:
             raise PermanentError(f"{self.place} is a single file; there is no union to attach a remote view to")
         transport.mount_remote(peer, tree, self.remote)
+        if not mounts.is_mounted(self.stage / "merged") and not self._lower.serves():
+            self._lower.end()
+            self._lower.start()
 
     def apply(self, entries: Iterable[Entry], *, everything: bool = False) -> Applied:
         """Apply the dirty manifest to ``upper_tree`` (``placement.apply``), durably; harmless when repeated.
@@ -190,7 +201,7 @@ class Union:
         """
         entries = list(entries)
         earlier = self._placeholders()
-        self._require_unmounted("the dirty manifest cannot be applied")
+        self._require_unmounted("the dirty manifest cannot be applied", lower_too=False)
         applied = placement.apply(
             self.upper_tree, self.basis, entries, everything=everything, spare=self.stage / "spare"
         )
@@ -203,33 +214,24 @@ class Union:
     # --- mounting ------------------------------------------------------------------------------
 
     def mount_lower(self) -> None:
-        """Mount mergerfs over replica and remote. Only once the source is frozen: from here on it is cached."""
-        lower = self.stage / "lower"
-        record = mounts.mount_at(lower)
-        if record is not None and record.kind == "fuse.mergerfs" and _answers(lower):
-            return
-        if record is not None:
-            mounts.unmount(lower)
-        command = [
-            "mergerfs",
-            "-o",
-            f"{MERGERFS_OPTIONS},fsname={self._lower_name}",
-            "replica=RO:remote=RO",
-            "lower",
-        ]
-        done = run(command, timeout_seconds=MERGERFS_TIMEOUT_SECONDS, working_directory=self.stage)
-        if done is None:
-            raise TransientError(f"mergerfs did not come up on {lower}")
-        if done.returncode != 0 or not mounts.is_mounted(lower):
-            words = done.stderr.decode("utf-8", "replace").strip()
-            raise PermanentError(f"mergerfs could not be mounted on {lower}: {words or 'no reason given'}")
+        """See that the lower layer is served, with the list that ``apply`` has left. Quick after ``attach_remote``.
+
+        Only once the source is frozen: from here on it is remembered. Raises PermanentError, TransientError.
+        """
+        if self._lower.serves():
+            if mounts.is_mounted(self.stage / "merged") or not self._lower.has_looked_elsewhere(
+                self._placeholders_file
+            ):
+                return
+        self._lower.end()
+        self._lower.start()
 
     def prune(self, entries: Iterable[Entry]) -> int:
         """Before a round that pulls only what a manifest lists: remove what the manifest says is gone.
 
         Returns the number of paths removed. Raises PermanentError while the union is mounted.
         """
-        self._require_unmounted("nothing can be removed from its tree")
+        self._require_unmounted("nothing can be removed from its tree", lower_too=False)
         return placement.prune(self.upper_tree, self.stage / "spare", entries)
 
     def mount_merged(self) -> None:
@@ -268,8 +270,7 @@ class Union:
             lower=mounts.is_mounted(self.stage / "lower"),
             merged=mounts.is_mounted(self.stage / "merged"),
             placed=over is not None and over.source == self._overlay_name.encode(),
-            settled=over is None
-            and (swapped(self.place, self._swap_journal) or not (self.stage / "created").exists()),
+            settled=over is None and (swapped(self.place, self._swap_journal) or not (self.stage / "created").exists()),
         )
 
     # --- fill ----------------------------------------------------------------------------------
@@ -309,8 +310,7 @@ class Union:
     def detach_remote(self) -> None:
         """Unmount the source's tree under the running union. The container notices nothing.
 
-        Raises PermanentError while contents are missing, TransientError while files that were opened before
-        their contents arrived are still open.
+        Files that it has open go on with what is here. Raises PermanentError while contents are missing.
         """
         if not mounts.is_mounted(self.remote):
             return
@@ -319,15 +319,19 @@ class Union:
                 f"{len(missing)} files of {self.place} still have their contents on the source, for example "
                 f"{missing[0]!r}. The link stays; let the fill finish."
             )
-        remote = mounts.resolved(self.remote)
-        held = [path for pid in self._mergerfs() for path in mounts.open_below(pid, remote)]
-        if held:
-            named = ", ".join(repr(path) for path in held[:MAX_NAMED])
-            raise TransientError(
-                f"the container still reads {len(held)} files that it opened before their contents arrived: {named}. "
-                "The link to the source stays until it closes them; a restart of the container does that."
-            )
-        Transport.unmount_remote(self.remote)
+        self._let_go_of_remote()
+
+    def _let_go_of_remote(self) -> None:
+        """Unmount the source's tree, of which nothing is needed any more, whatever state it is in."""
+        deadline = time.monotonic() + REMOTE_IDLE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                Transport.unmount_remote(self.remote)
+            except TransientError:  # a read of it has just ended, or hangs
+                time.sleep(LOOK_AGAIN_SECONDS)
+            else:
+                return
+        Transport.unmount_remote(self.remote, dead=True)
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -343,11 +347,10 @@ class Union:
             mounts.unmount(self.place)
         mounts.unmount(self.stage / "merged")
         self._refuse_if_held(set())
-        processes = self._mergerfs()
-        mounts.unmount(self.stage / "lower")
-        if alive := mounts.wait_until_gone(processes, timeout_seconds=PROCESS_END_SECONDS):
-            raise TransientError(f"mergerfs (pid {alive[0]}) still serves the union of {self.place} to somebody")
-        Transport.unmount_remote(self.remote)
+        servers = self._lower.processes()
+        self._lower.end()
+        self._let_go_of_remote()
+        self._lower.wait_until_ended(servers)
 
     def fold(self) -> None:
         """With everything unmounted: make the tree plain and swap it into its place. Harmless when repeated.
@@ -420,9 +423,6 @@ class Union:
                     kept.append(holder)
         return kept
 
-    def _mergerfs(self) -> list[int]:
-        return mounts.processes_with_argument(f"fsname={self._lower_name}".encode(), program=b"mergerfs")
-
     def _mark_opaque(self) -> None:
         os.setxattr(self.upper_tree, OPAQUE, b"y", follow_symlinks=False)
 
@@ -458,7 +458,7 @@ class Union:
             raise RefusedError(reasons)
 
     def _require_suitable_stage(self) -> None:
-        reasons = [f"{tool} is not installed" for tool in ("sshfs", "mergerfs", "rsync") if not shutil.which(tool)]
+        reasons = [f"{tool} is not installed" for tool in ("sshfs", "rsync") if not shutil.which(tool)]
         over = mounts.mount_at(self.place)
         if over is None and self.stage.lstat().st_dev != self.place.lstat().st_dev:
             reasons.append(f"{self.stage} and {self.place} are on different file systems")
@@ -533,9 +533,3 @@ def _metacopy_is_on(options: bytes) -> bool:
         return b"metacopy=on" in shown
     default = Path("/sys/module/overlay/parameters/metacopy")
     return default.exists() and default.read_text().strip() == "Y"
-
-
-def _answers(mountpoint: Path) -> bool:
-    """Whether a FUSE mount is served. Asked in a child, because a dead one hangs whoever looks."""
-    done = run(["stat", "--", str(mountpoint)], timeout_seconds=PROCESS_END_SECONDS)
-    return done is not None and done.returncode == 0

@@ -3,15 +3,13 @@
     python -m hostd.lower STAGE fsname=cargo-lower-… patience=600
 
 It shows exactly the files that are listed in ``STAGE/placeholders`` (path and size), below ``STAGE/lower``: their
-contents come from ``STAGE/replica`` or ``STAGE/remote``, see ``hostd/lower_contents.py``. Names, sizes and inode numbers
-never change for as long as it is mounted, so the kernel may remember all of it, contents included.
+contents come from ``STAGE/replica`` or ``STAGE/remote``, see ``hostd/lower_contents.py``. Names, sizes and inode
+numbers never change for as long as it is mounted, so the kernel may remember all of it, contents included.
 
 The process outlives the agent, as a container's data must: it has a session of its own, ignores the signals that
-end agents, and ends when its file system is unmounted. It may be started before there is a list: nothing is shown and
-nothing is remembered until the list is there; from then on the list must not change. What it must never do: write
-anything but its log, or decide anything; who mounts and unmounts is ``hostd/lower_process.py``.
-
-The only module that imports mfusepy.
+end agents, and ends when its file system is unmounted. It may be started before the list is final, since nothing is
+remembered before the first look-up, which reads the list; whoever goes on then makes sure that it was the final one
+(``mark_of``). What it must never do: write anything but its log, or decide anything; who mounts and unmounts is ``hostd/lower_process.py``.
 """
 
 from __future__ import annotations
@@ -21,27 +19,37 @@ import errno
 import os
 import resource
 import signal
-import stat
+import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
-import mfusepy
 import msgspec
 
-from hostd.lower_contents import Contents
+from hostd.fuse_wire import (
+    BUFFER_BYTES,
+    UNANSWERED,
+    Connection,
+    Opcode,
+    Question,
+    directory_page,
+    entry,
+    greeting,
+    lasting_attributes,
+    statistics,
+    wanted_range,
+)
+from hostd.lower_contents import Contents, Read
 
-ROOT_NODE = 1
-FOREVER_SECONDS = 7 * 24 * 3600
-SERVING_THREADS = 1024
-"""A reader that waits for the source occupies one, and must leave enough for those who read what is here."""
-BACKGROUND_REQUESTS = 512
-"""The kernel's read-ahead: its default of 12 would be used up by a few readers that wait."""
-SUBTYPE = "cargo"
+ROOT = 1
+SERVING_THREADS = 8
+"""They answer what is here, and wait for the local disk only."""
+READ_AHEAD_KIB = 512
+KIND = "cargo"
 LOG_FILE = "lower.log"
 MAX_LOG_BYTES = 1024 * 1024
+MAX_OPEN_FILES = 65536
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -51,8 +59,9 @@ class Listing:
     def __init__(self, holders: list[tuple[bytes, int]]) -> None:
         self.paths: list[bytes] = [b"", b""]
         self.sizes: list[int] = [-1, -1]
-        self.numbers: dict[bytes, int] = {b"": ROOT_NODE}
-        self._children: dict[int, list[int]] | None = None
+        """Negative for a directory."""
+        self.numbers: dict[bytes, int] = {b"": ROOT}
+        self._entries: dict[int, list[tuple[bytes, int, bool]]] | None = None
         for path, size in holders:
             if path not in self.numbers:
                 self._add(path, size)
@@ -67,114 +76,127 @@ class Listing:
         self.paths.append(path)
         self.sizes.append(size)
 
-    def children(self, number: int) -> list[int]:
-        """The nodes directly in a directory."""
-        if self._children is None:
-            below: dict[int, list[int]] = {}
-            for child in range(ROOT_NODE + 1, len(self.paths)):
-                below.setdefault(self.numbers[os.path.dirname(self.paths[child])], []).append(child)
-            self._children = below
-        return self._children.get(number, [])
+    def child(self, number: int, name: bytes) -> int | None:
+        """The node of this name in a directory."""
+        path = self.paths[number]
+        return self.numbers.get(path + b"/" + name if path else name)
 
-    def attributes(self, number: int) -> dict[str, int]:
-        """What ``stat`` shows. The overlay shows the placeholder's own metadata, so only size and kind matter."""
-        size = self.sizes[number]
-        if size < 0:
-            return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2, "st_ino": number}
-        return {
-            "st_mode": stat.S_IFREG | 0o644,
-            "st_nlink": 1,
-            "st_ino": number,
-            "st_size": size,
-            "st_blocks": -(-size // 512),
-        }
+    def entries(self, number: int) -> list[tuple[bytes, int, bool]]:
+        """What is directly in a directory: name, node, whether it is a directory."""
+        if self._entries is None:
+            below: dict[int, list[tuple[bytes, int, bool]]] = {}
+            for child in range(ROOT + 1, len(self.paths)):
+                parent, name = os.path.split(self.paths[child])
+                below.setdefault(self.numbers[parent], []).append((name, child, self.sizes[child] < 0))
+            self._entries = below
+        return [(b".", number, True), (b"..", ROOT, True), *self._entries.get(number, [])]
 
 
-EMPTY = Listing([])
+_NOTHING_YET = Listing([])
+
+
+def mark_of(status: os.stat_result) -> int:
+    """A number that tells one version of the list from another; never 0. ``statvfs`` shows it as ``f_ffree``."""
+    return hash((status.st_ino, status.st_mtime_ns, status.st_size)) & 0x7FFF_FFFF_FFFF_FFFF or 1
 
 
 class Lower:
-    """The file system's operations, as mfusepy calls them, from many threads."""
+    """Answers the kernel's questions, from several threads."""
 
-    use_ns = True
-    flag_nopath = True
-    flag_nullpath_ok = True
-
-    def __init__(self, stage: bytes, contents: Contents, ready: int) -> None:
+    def __init__(self, stage: bytes, connection: Connection, contents: Contents, log: Callable[[str], None]) -> None:
+        self._log = log
         self._list = os.path.join(stage, b"placeholders")
+        self._connection = connection
         self._contents = contents
-        self._ready = ready
         self._listing: Listing | None = None
+        self._mark = 0
         self._lock = threading.Lock()
+        self._answers: dict[int, Callable[[Question], None]] = {
+            Opcode.LOOKUP: self._look_up,
+            Opcode.GETATTR: self._describe,
+            Opcode.READ: self._read,
+            Opcode.READDIR: self._list_directory,
+            Opcode.STATFS: self._count,
+            Opcode.INIT: lambda question: connection.answer(question, greeting(question)),
+            Opcode.DESTROY: connection.answer,
+        }
 
-    def init_with_config(self, connection: Any, config: Any) -> None:
-        """The kernel has begun to ask."""
-        connection.max_background = BACKGROUND_REQUESTS
-        connection.congestion_threshold = BACKGROUND_REQUESTS * 3 // 4
-        config.use_ino = 1
-        config.kernel_cache = 1
-        threading.Thread(target=self._contents.sweep_forever, args=(self.load,), daemon=True).start()
-        os.write(self._ready, b"1")
-        os.close(self._ready)
-
-    def load(self) -> bool:
-        """Read the list if it has not been read and is there. Returns whether it has been read."""
-        return self._loaded() is not EMPTY
+    def serve(self) -> None:
+        """Answer until the file system is unmounted."""
+        buffer = bytearray(BUFFER_BYTES)
+        while (question := self._connection.ask(buffer)) is not None:
+            if question.opcode in UNANSWERED:
+                continue
+            answer = self._answers.get(question.opcode)
+            if answer is None:
+                self._connection.fail(question, errno.ENOSYS)
+                continue
+            try:
+                answer(question)
+            except (OSError, ValueError, LookupError, struct.error) as error:
+                self._log(f"question {question.opcode} about node {question.node} failed: {error!r}")
+                self._connection.fail(question, error.errno or errno.EIO if isinstance(error, OSError) else errno.EIO)
 
     def _loaded(self) -> Listing:
-        if self._listing is None:
-            with self._lock:
-                if self._listing is None:
-                    try:
-                        with open(self._list, "rb") as file:
-                            data = file.read()
-                    except FileNotFoundError:
-                        return EMPTY
-                    # The first two fields of federation's record.
+        if self._listing is not None:
+            return self._listing
+        with self._lock:
+            if self._listing is None:
+                try:
+                    with open(self._list, "rb") as file:
+                        data = file.read()
+                        self._mark = mark_of(os.fstat(file.fileno()))
+                except FileNotFoundError:
+                    return _NOTHING_YET
+                try:
+                    # The fields of federation's record, of which path and size matter here.
                     records = msgspec.msgpack.decode(data, type=list[tuple[bytes, int, int, bytes]])
-                    self._listing = Listing([(record[0], record[1]) for record in records])
-        return self._listing
+                except msgspec.MsgspecError as error:
+                    raise OSError(errno.EIO, "the list of placeholders cannot be understood") from error
+                self._listing = Listing([(path, size) for path, size, _, _ in records])
+            return self._listing
 
-    def _node(self, path: str | None, number: int | None = None) -> tuple[Listing, int]:
+    def _look_up(self, question: Question) -> None:
         listing = self._loaded()
-        if path is not None:
-            number = listing.numbers.get(os.fsencode(path[1:]))
-        if not number or number >= len(listing.paths):
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return listing, number
+        child = listing.child(question.node, question.body.rstrip(b"\0"))
+        if child is None:
+            self._connection.fail(question, errno.ENOENT)
+        else:
+            self._connection.answer(question, entry(child, listing.sizes[child]))
 
-    def getattr(self, path: str | None, fh: int | None = None) -> dict[str, int]:
-        listing, number = (EMPTY, ROOT_NODE) if path == "/" else self._node(path, fh)
-        return listing.attributes(number)
+    def _describe(self, question: Question) -> None:
+        # The root is the same whatever the list says, and looking at it, as every tool does, must not fix the list.
+        listing = _NOTHING_YET if question.node == ROOT else self._loaded()
+        self._connection.answer(question, lasting_attributes(question.node, listing.sizes[question.node]))
 
-    def open(self, path: str, flags: int) -> int:
-        listing, number = self._node(path)
-        if listing.sizes[number] < 0:
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return number
+    def _count(self, question: Question) -> None:
+        listing = self._listing or _NOTHING_YET
+        self._connection.answer(question, statistics(len(listing.paths), self._mark))
 
-    def read(self, path: str | None, length: int, offset: int, fh: int) -> bytes:
-        listing, number = self._node(None, fh)
-        return self._contents.read(listing.paths[number], listing.sizes[number], offset, length)
+    def _list_directory(self, question: Question) -> None:
+        listing = self._loaded()
+        self._connection.answer(question, directory_page(listing.entries(question.node), *wanted_range(question)))
 
-    def opendir(self, path: str) -> int:
-        return self._node(path)[1]
+    def _read(self, question: Question) -> None:
+        listing = self._loaded()
+        offset, length = wanted_range(question)
+        size = listing.sizes[question.node]
+        length = max(0, min(length, size - offset))
 
-    def readdir(self, path: str | None, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
-        listing, number = self._node(None, fh)
-        yield ".", listing.attributes(number), 0
-        yield "..", listing.attributes(ROOT_NODE), 0
-        for child in listing.children(number):
-            yield os.fsdecode(os.path.basename(listing.paths[child])), listing.attributes(child), 0
+        def finished(data: bytes | None) -> None:
+            if data is None:
+                self._connection.fail(question, errno.EIO)
+            else:
+                self._connection.answer(question, data)
+
+        self._contents.read(Read(listing.paths[question.node], size, offset, length, finished))
 
 
-def _logger(stage: bytes) -> Any:
+def _logger(stage: bytes) -> Callable[[str], None]:
     file = os.path.join(stage, os.fsencode(LOG_FILE))
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     if os.fstat(descriptor).st_size > MAX_LOG_BYTES:
         os.ftruncate(descriptor, 0)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
 
     def log(words: str) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -184,58 +206,56 @@ def _logger(stage: bytes) -> Any:
     return log
 
 
-def _become_a_daemon() -> int:
-    """Fork. The child returns with a descriptor to say through that it serves; the parent waits for that and ends."""
-    said, says = os.pipe()
+def _become_a_daemon() -> None:
+    """The calling process ends with 0; a child of it, in a session of its own, returns."""
     if os.fork():
-        os.close(says)
-        os._exit(0 if os.read(said, 1) == b"1" else 1)
-    os.close(said)
+        os._exit(0)
     os.setsid()
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("-900")  # when memory is short, the data of a running container goes last
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
-        file.write("cargo-lower")
-    return says
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MAX_OPEN_FILES), hard))
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for file, text in (("comm", "cargo-lower"), ("oom_score_adj", "-900")):
+        # When memory is short, what a running container reads its data through should go last.
+        with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as setting:
+            setting.write(text)
 
 
-def main(arguments: list[str]) -> int:
-    """Mount and serve until unmounted. The caller's process ends with 0 as soon as the file system answers."""
+def _read_ahead_more(mountpoint: bytes) -> None:
+    """Ask the kernel to read ahead further than its 128 KiB, which makes each question worth more. Saves time only."""
+    device = os.stat(mountpoint).st_dev
+    setting = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    with contextlib.suppress(OSError), open(setting, "w") as file:
+        file.write(str(READ_AHEAD_KIB))
+
+
+def main(arguments: list[str]) -> None:
+    """Mount, and let the calling process end; serve until unmounted. Raises OSError when it cannot be mounted."""
     stage, source, patience = arguments
-    says = _become_a_daemon()
     raw = os.fsencode(stage)
-    mountpoint = os.path.join(stage, "lower")
+    mountpoint = os.path.join(raw, b"lower")
     log = _logger(raw)
+    connection = Connection(source.removeprefix("fsname="), KIND, mountpoint)
+    _become_a_daemon()
     contents = Contents(raw, patience_seconds=float(patience.removeprefix("patience=")), log=log)
-    mfusepy.FUSE(
-        Lower(raw, contents, says),
-        mountpoint,
-        foreground=True,
-        fsname=source.removeprefix("fsname="),
-        subtype=SUBTYPE,
-        ro=True,
-        allow_other=True,
-        entry_timeout=FOREVER_SECONDS,
-        attr_timeout=FOREVER_SECONDS,
-        negative_timeout=0,
-        max_threads=SERVING_THREADS,
-        max_idle_threads=16,
-    )
-    return 0
+    lower = Lower(raw, connection, contents, log)
+    threads = [threading.Thread(target=lower.serve, daemon=True) for _ in range(SERVING_THREADS)]
+    for thread in threads:
+        thread.start()
+    threading.Thread(target=contents.watch, daemon=True).start()
+    _read_ahead_more(mountpoint)
+    for thread in threads:
+        thread.join()
 
 
 if __name__ == "__main__":
-    code = 1
     try:
-        code = main(sys.argv[1:])
-    except Exception as error:
-        sys.stderr.write(f"the lower layer could not be served: {error}\n")
-    finally:
-        os._exit(code)  # worker threads may still wait for a source that hangs
+        main(sys.argv[1:])
+    except OSError as error:
+        sys.stderr.write(f"{error.strerror or error}\n")
+        os._exit(1)
+    os._exit(0)  # at once: a worker may still wait for a source that hangs

@@ -20,7 +20,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from hostd.beneath import open_beneath
@@ -29,11 +29,13 @@ REMOTE_WORKERS = 32
 """Reads of the source at once. sshfs itself has few connections; the rest wait for a place in them."""
 IDLE_SECONDS = 1.0
 """How long a file of the source stays open after a read of it, because another read mostly follows."""
-SWEEP_SECONDS = 0.1
+WATCH_SECONDS = 0.05
 LOOK_AGAIN_SECONDS = 0.2
 """How often a waiting reader looks whether its file has arrived meanwhile."""
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
+AGAIN_SECONDS = 5.0
+"""How soon after a reader got an error the next read of the same file counts as the same one."""
 HANGING_SECONDS = 2.0
 """A read that takes longer is mentioned in the log."""
 
@@ -49,13 +51,14 @@ class ChangedError(OSError):
 @dataclass
 class _Opened:
     descriptor: int
+    size: int
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
     doomed: bool = False
 
 
 class Remote:
-    """The view of the source. Every method but ``sweep`` may hang for as long as the view does."""
+    """The view of the source. ``read`` may hang for as long as the view does."""
 
     def __init__(self, stage: int) -> None:
         """``stage`` is a descriptor of the stage directory, below which the view is mounted as ``remote``."""
@@ -63,8 +66,6 @@ class Remote:
         self._stage_device = os.fstat(stage).st_dev
         self._opened: dict[bytes, _Opened] = {}
         self._lock = threading.Lock()
-        self.used = threading.Event()
-        """Set after every read: there may be something to sweep."""
 
     def read(self, path: bytes, size: int, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes. Raises ChangedError when it is another file now, OSError when it cannot be read."""
@@ -77,20 +78,24 @@ class Remote:
         self._give_back(path, opened, broken=False)
         return data
 
-    def sweep(self, arrived: Callable[[bytes], bool]) -> int:
-        """Close what nobody reads any more. Returns how many files of the source are open still."""
+    def idle(self, arrived: Callable[[bytes, int], bool]) -> list[int]:
+        """Descriptors that nobody needs any more. From now on they are the caller's, to close."""
         now = time.monotonic()
         with self._lock:
-            idle = [(path, opened) for path, opened in self._opened.items() if opened.users == 0]
-        for path, opened in idle:
-            if now - opened.used_at < IDLE_SECONDS and not arrived(path):
+            unused = [(path, opened) for path, opened in self._opened.items() if opened.users == 0]
+        found = []
+        for path, opened in unused:
+            if now - opened.used_at < IDLE_SECONDS and not arrived(path, opened.size):
                 continue
             with self._lock:
-                if opened.users or self._opened.get(path) is not opened:
-                    continue
-                del self._opened[path]
-            os.close(opened.descriptor)
-        return len(self._opened)
+                if opened.users == 0 and self._opened.get(path) is opened:
+                    del self._opened[path]
+                    found.append(opened.descriptor)
+        return found
+
+    def any_open(self) -> bool:
+        """Whether a file of the source is open."""
+        return bool(self._opened)
 
     def _take(self, path: bytes, size: int) -> _Opened:
         with self._lock:
@@ -98,7 +103,7 @@ class Remote:
             if opened is not None:
                 opened.users += 1
                 return opened
-        fresh = _Opened(self._open(path, size), users=1)
+        fresh = _Opened(self._open(path, size), size, users=1)
         with self._lock:
             opened = self._opened.setdefault(path, fresh)
             if opened is not fresh:
@@ -115,7 +120,6 @@ class Remote:
             if opened.doomed and self._opened.get(path) is opened:
                 del self._opened[path]
             close = opened.doomed and opened.users == 0
-        self.used.set()
         if close:
             os.close(opened.descriptor)
 
@@ -127,21 +131,44 @@ class Remote:
         finally:
             os.close(root)
         try:
-            seen = os.fstat(descriptor)
-            if seen.st_dev == self._stage_device:
-                raise OSError(errno.ENOTCONN, "the view of the source is not mounted")
-            if not stat.S_ISREG(seen.st_mode):
-                raise ChangedError(errno.EIO, "it is no regular file on the source any more")
-            if seen.st_size != size:
-                raise ChangedError(errno.EIO, f"it has {seen.st_size} bytes on the source, and had {size} at the stop")
+            self._require_announced(descriptor, size)
         except BaseException:
             os.close(descriptor)
             raise
         return descriptor
 
+    def _require_announced(self, descriptor: int, size: int) -> None:
+        seen = os.fstat(descriptor)
+        if seen.st_dev == self._stage_device:
+            raise OSError(errno.ENOTCONN, "the view of the source is not mounted")
+        if not stat.S_ISREG(seen.st_mode):
+            raise ChangedError(errno.EIO, "it is no regular file on the source any more")
+        if seen.st_size != size:
+            raise ChangedError(errno.EIO, f"it has {seen.st_size} bytes on the source, and had {size} at the stop")
+
+
+@dataclass(eq=False)
+class Read:
+    """One read that the kernel wants answered: ``length`` bytes at ``offset``, which are inside of the file."""
+
+    path: bytes
+    size: int
+    """Of the whole file, as announced at the stop."""
+    offset: int
+    length: int
+    finished: Callable[[bytes | None], None]
+    """Called exactly once, from any thread, with the bytes, or with None for an error."""
+    deadline: float = 0.0
+    attempt_began: float = 0.0
+    under_way: bool = False
+    next_attempt: float = 0.0
+    next_look: float = 0.0
+    pause_seconds: float = FIRST_PAUSE_SECONDS
+    failure: str = ""
+
 
 class Contents:
-    """Reads of files by path and size, from whichever side has them. Safe to use from many threads."""
+    """Answers reads of files by path and size, from whichever side has them. Safe to use from many threads."""
 
     def __init__(self, stage: bytes, *, patience_seconds: float, log: Callable[[str], None]) -> None:
         """``patience_seconds`` is how long a reader waits for a source that does not answer, before it gets EIO."""
@@ -151,40 +178,117 @@ class Contents:
         self._workers = ThreadPoolExecutor(REMOTE_WORKERS, thread_name_prefix="remote")
         self._patience_seconds = patience_seconds
         self._log = log
-        self._waiting = 0
+        self._pending: set[Read] = set()
         self._lock = threading.Lock()
-        self._sizes: dict[bytes, int] = {}
+        self._busy = threading.Event()
+        self._waiting = False
+        self._given_up: dict[bytes, float] = {}
 
-    def read(self, path: bytes, size: int, offset: int, length: int) -> bytes:
-        """What the file has there; shorter than ``length`` only at its end. Raises OSError (EIO) and nothing else."""
-        length = min(length, size - offset)
-        if length <= 0:
-            return b""
-        data = self.from_replica(path, size, offset, length)
-        if data is None:
-            data = self._from_either(path, size, offset, length)
-        return data
+    def read(self, read: Read) -> None:
+        """Answer it: at once if the file is here, else when it can be had. Raises OSError if this host's disk fails."""
+        data = self._from_replica(read)
+        if data is not None:
+            read.finished(data)
+            return
+        now = time.monotonic()
+        # The kernel asks once more, page by page, for what its read-ahead did not get: the patience counts once.
+        again = now - self._given_up.get(read.path, -AGAIN_SECONDS) < AGAIN_SECONDS
+        read.deadline = now + (0 if again else self._patience_seconds)
+        read.next_look = now + LOOK_AGAIN_SECONDS
+        self._attempt(read, now)
+        self._busy.set()
 
-    def from_replica(self, path: bytes, size: int, offset: int, length: int) -> bytes | None:
-        """The same, if the file has arrived; None if not. Never waits for the source."""
-        descriptor = self._arrived(path, size)
+    def watch(self) -> None:
+        """Never returns. Looks after reads that wait, and closes files of the source that nobody reads."""
+        while True:
+            with self._lock:
+                pending = list(self._pending)
+            for read in pending:
+                self._look_after(read, time.monotonic())
+            self._tell(pending)
+            idle = self._remote.idle(self._has_arrived)
+            for descriptor in idle:
+                self._workers.submit(os.close, descriptor)  # which may hang, as everything below the view
+            if not pending and not self._remote.any_open():
+                self._busy.wait()
+            self._busy.clear()
+            time.sleep(WATCH_SECONDS)
+
+    def _attempt(self, read: Read, now: float) -> None:
+        read.under_way = True
+        read.attempt_began = now
+        with self._lock:
+            self._pending.add(read)
+        self._workers.submit(self._read_remote, read)
+
+    def _read_remote(self, read: Read) -> None:
+        """In a worker, which may hang here for as long as the view of the source does."""
+        if read not in self._pending:
+            return
+        try:
+            data = self._remote.read(read.path, read.size, read.offset, read.length)
+        except ChangedError as error:
+            self._refuse(read, f"cannot be read from the source: {error.strerror}")
+        except OSError as error:
+            read.failure = error.strerror or str(error)
+            read.next_attempt = time.monotonic() + read.pause_seconds
+            read.pause_seconds = min(read.pause_seconds * 2, LONGEST_PAUSE_SECONDS)
+            read.under_way = False
+        else:
+            self._finish(read, data)
+        self._busy.set()
+
+    def _look_after(self, read: Read, now: float) -> None:
+        if now >= read.next_look:
+            read.next_look = now + LOOK_AGAIN_SECONDS
+            try:
+                data = self._from_replica(read)
+            except OSError as error:
+                self._refuse(read, f"cannot be read from this host's disk: {error.strerror}")
+                return
+            if data is not None:
+                self._finish(read, data)
+                return
+        if now >= read.deadline:
+            why = read.failure or "it does not answer"
+            self._given_up[read.path] = now
+            self._refuse(read, f"was not to be had from the source for {self._patience_seconds:g} s ({why})")
+        elif not read.under_way and now >= read.next_attempt:
+            self._attempt(read, now)
+        elif read.under_way and not read.failure and now - read.attempt_began > HANGING_SECONDS:
+            read.failure = "it does not answer"
+
+    def _refuse(self, read: Read, why: str) -> None:
+        if self._finish(read, None):
+            self._log(f"{read.path!r} {why}; the reader got an error")
+
+    def _finish(self, read: Read, data: bytes | None) -> bool:
+        """Whether this was the answer; it was not if there had been one already."""
+        with self._lock:
+            if read not in self._pending:
+                return False
+            self._pending.remove(read)
+        read.finished(data)
+        return True
+
+    def _tell(self, pending: list[Read]) -> None:
+        failing = [read for read in pending if read.failure]
+        if failing and not self._waiting:
+            first = failing[0]
+            self._log(f"the source cannot be read ({first.failure}); readers wait, the first for {first.path!r}")
+        elif self._waiting and not failing:
+            self._log("no reader waits for the source any more")
+        self._waiting = bool(failing)
+
+    def _from_replica(self, read: Read) -> bytes | None:
+        """The bytes, if the file has arrived in full. Never waits for the source."""
+        descriptor = self._arrived(read.path, read.size)
         if descriptor < 0:
             return None
         try:
-            return _read_exactly(descriptor, offset, length)
+            return _read_exactly(descriptor, read.offset, read.length)
         finally:
             os.close(descriptor)
-
-    def sweep_forever(self, meanwhile: Callable[[], bool]) -> None:
-        """Close files of the source that are not being read. Also calls ``meanwhile`` until it returns True."""
-        done = False
-        while True:
-            done = done or meanwhile()
-            left = self._remote.sweep(self._has_arrived)
-            if left == 0 and done:
-                self._remote.used.wait()
-                self._remote.used.clear()
-            time.sleep(SWEEP_SECONDS)
 
     def _arrived(self, path: bytes, size: int) -> int:
         """A descriptor of the file in the replica; -1 when it is not there in full."""
@@ -200,78 +304,14 @@ class Contents:
         os.close(descriptor)
         return -1
 
-    def _has_arrived(self, path: bytes) -> bool:
+    def _has_arrived(self, path: bytes, size: int) -> bool:
         try:
-            descriptor = self._arrived(path, self._sizes.get(path, -1))
+            descriptor = self._arrived(path, size)
         except OSError:
             return False
         if descriptor >= 0:
             os.close(descriptor)
         return descriptor >= 0
-
-    def _from_either(self, path: bytes, size: int, offset: int, length: int) -> bytes:
-        started = time.monotonic()
-        deadline = started + self._patience_seconds
-        pause = FIRST_PAUSE_SECONDS
-        failed: OSError | None = None
-        self._sizes[path] = size
-        try:
-            while True:
-                attempt = self._workers.submit(self._remote.read, path, size, offset, length)
-                while not wait([attempt], timeout=LOOK_AGAIN_SECONDS).done:
-                    data = self.from_replica(path, size, offset, length)
-                    now = time.monotonic()
-                    if data is not None or now > deadline:
-                        attempt.cancel()
-                        if data is None:
-                            raise self._given_up(path, failed)
-                        return data
-                    if failed is None and now - started > HANGING_SECONDS:
-                        failed = OSError(errno.ETIMEDOUT, "it does not answer")
-                        self._begin_waiting(path, failed)
-                error = attempt.exception()
-                if error is None:
-                    return attempt.result()
-                if isinstance(error, ChangedError):
-                    self._log(f"{path!r} cannot be read: {error.strerror}; the reader gets an error")
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                if not isinstance(error, OSError):
-                    raise error
-                if failed is None:
-                    self._begin_waiting(path, error)
-                failed = error
-                ends = time.monotonic() + pause
-                while (left := ends - time.monotonic()) > 0:
-                    time.sleep(min(left, LOOK_AGAIN_SECONDS))
-                    if (data := self.from_replica(path, size, offset, length)) is not None:
-                        return data
-                    if time.monotonic() > deadline:
-                        raise self._given_up(path, failed)
-                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-        finally:
-            if failed is not None:
-                self._end_waiting()
-
-    def _given_up(self, path: bytes, failed: OSError | None) -> OSError:
-        why = "it does not answer" if failed is None else failed.strerror
-        self._log(
-            f"{path!r} was not to be had from the source for {self._patience_seconds:g} s ({why}); the reader gets an error"
-        )
-        return OSError(errno.EIO, os.strerror(errno.EIO))
-
-    def _begin_waiting(self, path: bytes, error: OSError) -> None:
-        with self._lock:
-            self._waiting += 1
-            first = self._waiting == 1
-        if first:
-            self._log(f"the source cannot be read ({error.strerror}); readers wait, the first for {path!r}")
-
-    def _end_waiting(self) -> None:
-        with self._lock:
-            self._waiting -= 1
-            last = self._waiting == 0
-        if last:
-            self._log("no reader waits for the source any more")
 
 
 def _read_exactly(descriptor: int, offset: int, length: int) -> bytes:

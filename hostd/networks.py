@@ -88,7 +88,7 @@ def create_body(
         "EnableIPv6": bool(seen.enable_ipv6),
         "Internal": bool(seen.internal),
         "Attachable": bool(seen.attachable),
-        "IPAM": {"Driver": ipam.driver or "default", "Options": ipam.options or {}, "Config": ranges},
+        "IPAM": {"Driver": ipam.driver or "default", "Options": ipam.options, "Config": ranges},
         "Options": seen.options or {},
         "Labels": {**(seen.labels or {}), **labels},
     }

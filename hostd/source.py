@@ -82,6 +82,7 @@ TABLE = Table(
         "rejected",
         "target_prepared",
         "sync_finished",
+        "health_reported",
         "fill_finished",
         "verified",
         "finalise_ordered",

@@ -19,6 +19,7 @@ from events.schema import (
     Data,
     FillFinished,
     Finalised,
+    HealthReported,
     ImageWanted,
     SyncFinished,
     TargetClaimed,
@@ -70,6 +71,7 @@ TABLE = Table(
         "yielding",
         "yielded",
         "clearing",
+        "clearing_late",
         "cleared",
         "cleaning",
         "cleaned",
@@ -105,7 +107,8 @@ TABLE = Table(
         Row("source_restored", ("cleaning",), "cleaning"),
         Row("source_restored", ("cleaned",), "cleaned"),
         Row("target_cleaned", ("clearing",), "cleared"),
-        Row("rolled_back", ("clearing",), "clearing"),
+        Row("rolled_back", ("clearing",), "clearing_late"),
+        Row("target_cleaned", ("clearing_late",), "ended"),
         Row("rolled_back", ("cleared",), "ended"),
         Row("abort_ordered", _BEFORE_CLAIM, "cleaning"),
         Row("target_cleaned", ("cleaning",), "cleaned"),
@@ -116,6 +119,7 @@ TABLE = Table(
         "release_ordered",
         "source_released",
         "carried_back",
+        "health_reported",
         "step_failed",
         "step_recovered",
         "control_refused",
@@ -147,11 +151,21 @@ def _started(_view: View, outcomes: Outcomes) -> Data:
     return TargetStarted(**fields_for(TargetStarted, outcomes))
 
 
+def _health(outcomes: Outcomes) -> Data | None:
+    """What the container's health check said, which ends a step early."""
+    fields = fields_for(HealthReported, {"watch_health": outcomes.get("watch_health")})
+    return HealthReported(**fields) if fields else None
+
+
 def _filled(_view: View, outcomes: Outcomes) -> Data:
+    if (health := _health(outcomes)) is not None:
+        return health
     return FillFinished(**fields_for(FillFinished, outcomes))
 
 
 def _verified(_view: View, outcomes: Outcomes) -> Data:
+    if (health := _health(outcomes)) is not None:
+        return health
     return Verified(**fields_for(Verified, outcomes))
 
 
@@ -160,6 +174,8 @@ def _cleaned(_view: View, _outcomes: Outcomes) -> Data:
 
 
 def _finalised(_view: View, outcomes: Outcomes) -> Data | None:
+    if (health := _health(outcomes)) is not None:
+        return health
     fields = fields_for(Finalised, outcomes)
     return Finalised(**fields) if fields else None
 
@@ -168,7 +184,23 @@ def _stopped(_view: View, outcomes: Outcomes) -> Data:
     return TargetStopped(**fields_for(TargetStopped, outcomes))
 
 
-_FILL = Step("fill", ("announce_placement", "supervise_container", "fill_replica"), _filled)
+_FILL = Step("fill", ("announce_placement", "supervise_container", "watch_health", "fill_replica"), _filled)
+
+_CLEAR = Step(
+    "clear",
+    (
+        "recall_container",
+        "create_container",
+        "mount_union",
+        "attach_remote",
+        "create_volumes",
+        "create_networks",
+        "provide_image",
+        "fetch_spec",
+    ),
+    _cleaned,
+    undo=True,
+)
 
 PLAN = Plan(
     role="target",
@@ -189,27 +221,20 @@ PLAN = Plan(
         "filling_digested": _FILL,
         "filled": Step("supervise", ("announce_placement", "supervise_container")),
         "verifying": Step(
-            "verify", ("announce_placement", "supervise_container", "verify_trees", "detach_remote"), _verified
+            "verify",
+            ("announce_placement", "supervise_container", "watch_health", "verify_trees", "detach_remote"),
+            _verified,
         ),
         "verified": Step("supervise", ("announce_placement", "supervise_container")),
-        "settled": Step("settle", ("announce_placement", "supervise_container", "fold_union"), _finalised),
-        "finalising": Step("finalise", ("fold_union",), _finalised),
-        "yielding": Step("yield", ("fill_replica", "recall_container", "list_changes"), _stopped),
-        "clearing": Step(
-            "clear",
-            (
-                "recall_container",
-                "create_container",
-                "mount_union",
-                "attach_remote",
-                "create_volumes",
-                "create_networks",
-                "provide_image",
-                "fetch_spec",
-            ),
-            _cleaned,
-            undo=True,
+        "settled": Step(
+            "settle", ("announce_placement", "supervise_container", "watch_health", "fold_union"), _finalised
         ),
+        "finalising": Step("finalise", ("fold_union", "announce_placement"), _finalised),
+        # A reboot has taken the union away: what the source is to fetch must be there to be read.
+        "yielding": Step("yield", ("fill_replica", "recall_container", "mount_union", "list_changes"), _stopped),
+        "yielded": Step("offer", ("mount_union",)),
+        "clearing": _CLEAR,
+        "clearing_late": _CLEAR,
         "cleaning": Step(
             "clean",
             (

@@ -91,7 +91,8 @@ class Telling:
                 elif event.action in ("start", "unpause"):
                     stops.pop(event.id, None)
                 moved_by = self._migrations.get(event.id) or self._bench.guarded.get(event.id)
-                if moved_by and event.action in ("die", "stop", "destroy", "start"):
+                # Docker writes "health_status: unhealthy" for an action.
+                if moved_by and event.action.partition(":")[0] in ("die", "stop", "destroy", "start", "health_status"):
                     self._container_changed(moved_by)
             self._dirty.set()
 

@@ -95,6 +95,24 @@ _ENDINGS = {
 }
 
 
+_VANISHED = re.compile(
+    r"(?:get_acl: |get_xattr\w*: |rsync_xal_get: |readlink_stat|link_stat|opendir|send_files failed)"
+    r".*\((?:2|20|61)\)\Z"
+)
+"""ENOENT, ENOTDIR, ENODATA, where the sender looks at one file of the tree: somebody has just removed or moved it."""
+MAX_WORDS_CHARACTERS = 60_000
+"""More than that may have been cut, and what was cut may have been something else."""
+
+
+def only_vanished(stderr: str) -> bool:
+    """Whether an exit with 23 means no more than that files went away while they were looked at (D2).
+
+    rsync has a code of its own for that, but takes it only if the file was gone already when it was opened.
+    """
+    named = _RSYNC_FILE_ERROR.findall(stderr)
+    return bool(named) and len(stderr) < MAX_WORDS_CHARACTERS and all(_VANISHED.match(words) for words in named)
+
+
 def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
     """The error that rsync's exit code and words mean: the rows D1 to D8 of the fault catalogue."""
     if "Host key verification failed" in stderr or "Permission denied (" in stderr or "HAS CHANGED" in stderr:

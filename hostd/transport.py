@@ -49,6 +49,7 @@ from hostd.tool_words import (
     OutputReader,
     Progress,
     RsyncResult,
+    only_vanished,
     rsync_error,
     ssh_error,
 )
@@ -287,7 +288,10 @@ class Transport:
         with contextlib.ExitStack() as stack:
             if files_from is not None:
                 listing = stack.enter_context(_listing(self.run_dir, files_from))
-                command += [f"--files-from={listing}", "--no-r", "--dirs"]
+                # rsync holds what it is sent against what it asked for: quadratic in the list, and refusing whole
+                # transfers of trees in motion. A first round takes any name from this peer anyway; names that
+                # lead out of the tree are refused all the same.
+                command += [f"--files-from={listing}", "--no-r", "--dirs", "--trust-sender"]
                 command += ["--delete-missing-args", "--force"] if delete else []
                 command += ["--ignore-missing-args"] if live and not delete else []
             elif not single_file:
@@ -296,7 +300,11 @@ class Transport:
             local = os.fsencode(destination.absolute()) + end
             command += ["--", self._remote(peer, raw.rstrip(b"/") + end), local]
             lock = stack.enter_context(destination_lock(self.run_dir, destination, cancelled))
-            result = self._perform(peer, command, lock=lock, live=live, on_progress=on_progress, cancelled=cancelled)
+            # After any error rsync deletes nothing any more, so a comparison of everything must do without.
+            forgiving = live and not checksum and not single_file
+            result = self._perform(
+                peer, command, lock=lock, live=live, forgiving=forgiving, on_progress=on_progress, cancelled=cancelled
+            )
         if fsync:
             sync_filesystem(destination)
         return result
@@ -339,6 +347,7 @@ class Transport:
         *,
         lock: int | None,
         live: bool,
+        forgiving: bool = False,
         on_progress: Callable[[Progress], None] | None,
         cancelled: threading.Event | None,
     ) -> RsyncResult:
@@ -346,7 +355,9 @@ class Transport:
         process = Running(command, lock=lock)
         watcher = OutputReader(on_progress)
         process.follow(watcher.feed, cancelled)
-        vanished = process.returncode == 24
+        vanished = process.returncode == 24 or (
+            forgiving and process.returncode == 23 and only_vanished(process.stderr)
+        )
         if process.returncode != 0 and not (vanished and live):
             raise rsync_error(peer, process.returncode, process.stderr)
         return watcher.result(time.monotonic() - started, vanished=vanished)
@@ -357,8 +368,8 @@ class Transport:
         """Show the peer's tree at ``mountpoint``, read-only, through sshfs. A dead earlier mount is replaced.
 
         Nothing is cached inside sshfs and attributes are asked anew each time, because the view is opened before
-        the source stops and read after it: a remembered size would cut the contents short. (What reads
-        through mergerfs on top is cached there, from the cut-over on, when nothing changes any more.)
+        the source stops and read after it: a remembered size would cut the contents short. (The lower layer
+        on top, ``hostd/lower.py``, is cached, from the cut-over on, when nothing changes any more.)
         Symlinks that lead out of the tree are shown but refuse to be read, so the source cannot make this
         host read its own files.
 
@@ -370,7 +381,7 @@ class Transport:
         if self.probe(mountpoint):
             return
         self.check(peer)  # also tells a changed key from an unreachable host, in words sshfs does not have
-        self.unmount_remote(mountpoint)
+        self.unmount_remote(mountpoint, dead=True)
         options = [
             "ro,allow_other,idmap=none,reconnect,dir_cache=no",
             "attr_timeout=0,ac_attr_timeout=0,entry_timeout=1,negative_timeout=0",
@@ -384,7 +395,7 @@ class Transport:
         ]
         done = run(command, timeout_seconds=MASTER_TIMEOUT_SECONDS)
         if done is None:
-            self.unmount_remote(mountpoint)
+            self.unmount_remote(mountpoint, dead=True)
             raise TransientError(f"sshfs to {peer.host} did not come up within {MASTER_TIMEOUT_SECONDS} s")
         if done.returncode != 0:
             words = done.stderr.decode("utf-8", "replace")
@@ -395,18 +406,27 @@ class Transport:
             raise TransientError(f"sshfs to {peer.host} is mounted, but does not answer")
 
     @staticmethod
-    def unmount_remote(mountpoint: Path) -> None:
+    def unmount_remote(mountpoint: Path, *, dead: bool = False) -> None:
         """Unmount the view, and wait until its processes have ended. Harmless when there is none.
 
-        Raises TransientError while it is in use.
+        ``dead``: it does not answer, or nobody needs it any more. Then its process is ended first, so that whoever
+        hangs in it gets an error and lets go. Raises TransientError while it is in use.
         """
         name = mounts.resolved(mountpoint)
         processes = mounts.processes_with_argument(name, program=b"sshfs")
-        mounts.unmount(mountpoint)
-        alive = mounts.wait_until_gone(processes, timeout_seconds=STOP_GRACE_SECONDS)
-        for pid in alive:  # its mount is gone, so it serves nobody: it only waits for a dead peer
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + (STOP_GRACE_SECONDS if dead else 0.0)
+        if dead:
+            _kill(processes)
+        while True:
+            try:
+                mounts.unmount(mountpoint)
+                break
+            except TransientError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+        # Its mount is gone, so it serves nobody: it only waits for a dead peer.
+        _kill(mounts.wait_until_gone(processes, timeout_seconds=STOP_GRACE_SECONDS))
 
     @staticmethod
     def probe(mountpoint: Path, *, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> bool:
@@ -433,6 +453,12 @@ def _listing(directory: Path, paths: Iterable[bytes]) -> Iterator[str]:
             file.write(b"./" + path + b"\0")
         file.flush()
         yield file.name
+
+
+def _kill(processes: list[int]) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _verify(file: Path, ref: FileRef, peer: Peer) -> None:

@@ -38,7 +38,7 @@ waits for a migration learns that it will not happen while the container still r
 IRREVOCABLE_STATES = frozenset(
     {"starting", "filling", "filling_digested", "filled", "verifying", "verified", "settled", "finalising"}
     | {"frozen", "yielded", "digesting", "digested", "releasing", "released"}
-    | {"cleaning", "restoring", "yielding", "clearing", "carrying", "reviving"}
+    | {"cleaning", "restoring", "yielding", "clearing", "clearing_late", "carrying", "reviving"}
 )
 """States whose steps are retried for ever: no abort exists, or the step is the abort itself."""
 MAX_REASON_CHARACTERS = 2000

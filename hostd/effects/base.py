@@ -7,6 +7,7 @@ happened, or happened by halves.
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import structlog
 
 from events.errors import CancelledError, PermanentError
@@ -118,3 +120,15 @@ def stop_evidence(context: Context) -> Path:
 def stop_intended(context: Context) -> bool:
     """Whether the source's stop has been begun for this migration."""
     return stop_evidence(context).exists()
+
+
+def note_stop(context: Context) -> None:
+    """Evidence, on disk before the first act of the stop, that it is us who stop the container (A8).
+
+    Between the disarming and the stop a reboot leaves the container down, and nobody but us brings it back.
+    """
+    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with stop_evidence(context).open("wb") as file:
+        file.write(msgspec.json.encode({"seq": context.view.seq}))
+        file.flush()
+        os.fsync(file.fileno())

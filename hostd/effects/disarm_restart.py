@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, stop_intended
+from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, note_stop, stop_intended
 
 
 class DisarmRestart(Effect):
@@ -19,6 +19,7 @@ class DisarmRestart(Effect):
             raise ContainerChangedError(f"the container {prepared.container_name!r} has been removed")
         if not stop_intended(context):
             _check_unchanged(prepared.container_name, inspected)
+            note_stop(context)
         context.bench.engine.set_restart_policy(prepared.container_id, "no")
         return None
 

@@ -8,9 +8,11 @@ from typing import ClassVar
 from events.schema import FinaliseOrdered
 from hostd.effects.arrival import Arrival, arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.supervise_container import should_run
 from hostd.verification import keep_evidence
 
 LOOK_AGAIN_SECONDS = 30.0
+STOPPED_BY_US = "folding"
 
 
 class FoldUnion(Effect):
@@ -34,6 +36,7 @@ class FoldUnion(Effect):
             began = time.monotonic()
             if running:
                 assert container_id is not None
+                _note_stop(context)
                 context.bench.engine.stop(container_id)
             for arrival in federated:
                 _fold(arrival)
@@ -48,12 +51,29 @@ class FoldUnion(Effect):
         if container_id is not None and context.bench.engine.inspect(container_id) is not None:
             prepared = context.view.source_prepared
             context.bench.engine.set_restart_policy(container_id, prepared.restart_policy, prepared.restart_max_retries)
+            _see_that_it_runs(context, container_id)
         return {"outage_seconds": round(outage, 3)}
 
 
 def _ordered(context: Context) -> bool:
     order = context.view.facts.get("finalise_ordered")
     return isinstance(order, FinaliseOrdered) and order.stop_now
+
+
+def _note_stop(context: Context) -> None:
+    """Evidence for the next life: it was us who stopped the container, so it has to run again."""
+    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (context.directory / STOPPED_BY_US).touch()
+
+
+def _see_that_it_runs(context: Context, container_id: str) -> None:
+    """After this nobody supervises the container any more, and Docker does not start what it did not see end."""
+    engine = context.bench.engine
+    evidence = context.directory / STOPPED_BY_US
+    state = (engine.inspect(container_id) or {}).get("State") or {}
+    if not state.get("Running") and (evidence.exists() or should_run(context, container_id, state)):
+        engine.start(container_id)
+    evidence.unlink(missing_ok=True)
 
 
 def _fold(arrival: Arrival) -> None:

@@ -23,7 +23,7 @@ def publish(
     context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = context.directory / f"{label}-{mount_label(context, mount)}.manifest"
     reference = write_manifest(file, entries)
-    stale = [entry for entry in entries if entry.stale]
+    stale = [entry for entry in entries if entry.stale and entry.kind == "f"]
     return DirtyManifest(
         destination=mount.destination,
         manifest=reference,

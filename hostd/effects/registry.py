@@ -36,6 +36,7 @@ from hostd.effects.supervise_container import SuperviseContainer
 from hostd.effects.track_changes import TrackChanges
 from hostd.effects.verify_trees import VerifyTrees
 from hostd.effects.vouch_for_tracking import VouchForTracking
+from hostd.effects.watch_health import WatchHealth
 
 _ALL: tuple[Effect, ...] = (
     DescribeContainer(),
@@ -60,6 +61,7 @@ _ALL: tuple[Effect, ...] = (
     StartContainer(),
     AnnouncePlacement(),
     SuperviseContainer(),
+    WatchHealth(),
     FillReplica(),
     DigestTrees(),
     VerifyTrees(),

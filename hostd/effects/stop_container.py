@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import ClassVar
 
-import msgspec
-
 from events.errors import PermanentError
-from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, stop_evidence, stop_intended
+from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, stop_intended
 from hostd.openfiles import writable_files
 
 
 class StopContainer(Effect):
-    """Looks at what the container holds open, notes the intention, stops.
+    """Looks at what the container holds open, then stops it. That it is us, ``disarm_restart`` has noted.
 
     The open files are kept beside the trackers, because after the stop nobody can ask the processes any
     more which files they had mapped.
@@ -26,10 +23,9 @@ class StopContainer(Effect):
         engine = context.bench.engine
         if engine.inspect(prepared.container_id) is None:
             raise ContainerChangedError(f"the container {prepared.container_name!r} has been removed")
-        if not stop_intended(context):
+        if context.migration not in context.bench.open_files:
             pid = engine.pid(prepared.container_id)
             context.bench.open_files[context.migration] = writable_files(pid) if pid else {}
-            _note_intention(context)
         result = engine.stop(prepared.container_id, context.view.requested.request.stop_timeout_seconds)
         _check_disarmed(context)
         return {
@@ -54,15 +50,6 @@ class StopContainer(Effect):
             return {"running": False, "note": "left stopped: not this migration had stopped it"}
         engine.start(prepared.container_id)
         return {"running": True}
-
-
-def _note_intention(context: Context) -> None:
-    """Evidence, on disk before the act, that it is us who stopped the container."""
-    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with stop_evidence(context).open("wb") as file:
-        file.write(msgspec.json.encode({"seq": context.view.seq}))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _check_disarmed(context: Context) -> None:

@@ -30,7 +30,7 @@ class SuperviseContainer(Effect):
         if inspected is None or inspected["State"]["Running"]:
             return None
         _mount_again(context)
-        if not _should_run(context, container_id, inspected["State"]):
+        if not should_run(context, container_id, inspected["State"]):
             return None
         context.log.warning("starting the container again", exit_code=inspected["State"].get("ExitCode"))
         engine.start(container_id)
@@ -49,7 +49,7 @@ def _mount_again(context: Context) -> None:
         arrival.union.mount_merged()
 
 
-def _should_run(context: Context, container_id: str, state: dict[str, Any]) -> bool:
+def should_run(context: Context, container_id: str, state: dict[str, Any]) -> bool:
     """What Docker would decide by the container's own policy."""
     prepared = context.view.source_prepared
     if container_id in context.bench.manual_stops:

@@ -202,6 +202,16 @@ def test_a_port_that_some_process_of_the_target_uses_is_found_before_anything_st
     assert_as_before(fleet, "port", before, tree)
 
 
+def test_data_that_does_not_fit_on_the_target_is_found_before_anything_stops(fleet: Fleet) -> None:
+    before = shop(fleet, "vast")
+    with (fleet.volume_path("alpha", "vast-data") / "hole").open("wb") as file:
+        file.truncate(10 * 1024**4)
+    fleet.request("vast-1", "vast")
+    assert "bytes free, the data needs" in aborted_for(fleet, "vast-1")
+    (fleet.volume_path("alpha", "vast-data") / "hole").unlink()
+    assert_as_before(fleet, "vast", before, tree_of(fleet, "vast"))
+
+
 def test_a_container_that_is_stopped_by_a_person_during_the_pre_copy_stays_stopped(fleet: Fleet) -> None:
     shop(fleet, "halt")
     fleet.failpoints("hostd/beta", "target.sync:before_event=pause@2")

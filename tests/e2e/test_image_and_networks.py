@@ -9,9 +9,11 @@ import docker.errors
 import docker.types
 import pytest
 
+from coordinator import lifecycle
 from events import schema
 from events.records import decode_placement
 from events.schema import Event
+from labkit.waiting import wait_until
 from tests.support.fleet import Container, Fleet
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
@@ -137,6 +139,37 @@ def test_an_abort_removes_the_image_that_was_brought_and_no_other(fleet: Fleet) 
     fleet.assert_clean("beta", "tried-1")
     fleet.assert_clean("alpha", "tried-1")
     assert fleet.running("alpha", "tried")
+
+
+@pytest.mark.parametrize(
+    ("host", "point"),
+    [
+        ("alpha", "source.pack_image:after_effect=kill@1"),
+        ("beta", "target.prepare:after_event=kill@1"),
+        ("beta", "target.provide_image:after_effect=kill@2"),
+    ],
+)
+def test_an_agent_that_dies_while_an_image_is_brought_goes_on_where_it_was(fleet: Fleet, host: str, point: str) -> None:
+    """A2, A3, A4: what was done is observed; the way back still knows what was brought."""
+    name = point.partition(":")[0].replace(".", "-")
+    image_id = build(fleet, f"shop/{name}:1", payload())
+    before = {image.id for image in fleet.docker["beta"].images.list(all=True)}
+    fleet.sleeper(name, image=f"shop/{name}:1")
+    agent = fleet.lab.host(host).hostd
+    agent.stop()
+    agent.start(env={"CARGO_FAILPOINTS": point})
+    fleet.wait_listed("alpha", name)
+    fleet.request(f"{name}-1", name)
+    wait_until(lambda: not agent.running, "the agent does not die", 40)
+    agent.start()
+    fleet.wait_end(f"{name}-1", "completed")
+    assert fleet.docker["beta"].images.get(image_id).tags == [f"shop/{name}:1"]
+    assert fleet.types(f"{name}-1").count("image_packed") == 1
+    fleet.control(f"{name}-1", "rollback")
+    fleet.wait_end(f"{name}-1", "rolled_back")
+    assert {image.id for image in fleet.docker["beta"].images.list(all=True)} == before
+    fleet.assert_clean("beta", f"{name}-1")
+    fleet.assert_sound(f"{name}-1")
 
 
 def test_a_missing_image_that_the_request_forbids_to_bring_is_found_before_anything_stops(fleet: Fleet) -> None:
@@ -269,3 +302,51 @@ def test_a_network_whose_addresses_are_in_use_on_the_target_is_refused_with_the_
     assert "10.201.0.0/24 of the network 'somebodys'" in reasons
     assert fleet.running("alpha", "clash")
     assert not {"front", "back"} & networks_of(fleet, "beta")
+
+
+def test_a_placement_that_somebody_removed_is_written_again(fleet: Fleet) -> None:
+    """The agent writes it with every look at the container that it supervises."""
+    (fleet.volume("alpha", "lost-data") / "file").write_text("x")
+    fleet.sleeper("lost", volumes={"lost-data": {"bind": "/data"}}, restart_policy={"Name": "always"})
+    fleet.failpoints("hostd/alpha", "source.vouch_for_tracking:before_effect=pause")
+    since = fleet.log_size("alpha.hostd")
+    fleet.request("lost-1", "lost")
+    fleet.wait_step("alpha.hostd", '"point": "source.vouch_for_tracking:before_effect"', since)
+    fleet.execute("alpha", "lost", "echo late > /data/late")
+    fleet.failpoints("hostd/alpha", "")
+    fleet.wait_end("lost-1", "completed")
+    assert placed_on(fleet, "lost") == "beta"
+    fleet.store.delete(fleet.keys.placement("lost"))
+    fleet.execute("beta", "lost", "kill -9 -1 || true")
+    fleet.present("beta", "lost").restart(timeout=1)
+    wait_until(lambda: placed_on(fleet, "lost") == "beta", "nobody says where it is", 20)
+
+
+# --- health ------------------------------------------------------------------------------------------
+
+CHECK = "echo the password is $PASSWORD; test -e /data/well"
+
+
+@pytest.mark.parametrize(("contents", "status"), [("well", "healthy"), ("ill", "unhealthy")])
+def test_the_verdict_of_a_health_check_is_recorded_without_secrets(fleet: Fleet, contents: str, status: str) -> None:
+    """F12: nothing is undone by itself; the way back is offered."""
+    name = f"check-{contents}"
+    (fleet.volume("alpha", f"{name}-data") / contents).write_text("x")
+    second = 1_000_000_000
+    fleet.sleeper(
+        name,
+        volumes={f"{name}-data": {"bind": "/data"}},
+        environment={"PASSWORD": "open-sesame"},
+        healthcheck={"test": ["CMD-SHELL", CHECK], "interval": second, "timeout": 5 * second, "retries": 2},
+    )
+    fleet.request(f"{name}-1", name)
+    fleet.wait_for(f"{name}-1", "completed")
+    reported = fleet.wait_for(f"{name}-1", "health_reported").data
+    assert isinstance(reported, schema.HealthReported)
+    assert reported.status == status
+    assert reported.log == "the password is …"
+    assert ("rollback" in lifecycle.waiting_for(lifecycle.fold(fleet.events(f"{name}-1")))) == (status == "unhealthy")
+    fleet.wait_for(f"{name}-1", "finalised")
+    assert fleet.types(f"{name}-1").count("health_reported") == 1
+    assert fleet.running("beta", name)
+    fleet.assert_sound(f"{name}-1")

@@ -34,7 +34,8 @@ BUSY_SCRIPT = """
         rm -f /data/many/7/$((n * 7))
         mkdir -p /data/new.$((n % 5)) && echo $n > /data/new.$((n % 5))/file && mv /data/new.$((n % 5)) /data/moved.$n
         [ $n -gt 2 ] && rm -rf /data/moved.$((n - 2))
-        mv /data/many/3 /data/away && mkdir /data/many/3 && mv /data/away /data/many/3/away.$n
+        mv /data/many/3 /data/away && mkdir /data/many/3 && mv /data/away/* /data/many/3/
+        rmdir /data/away
         ln -f /data/log /data/linked && rm -f /data/names/first && ln /data/names/second /data/names/first
         chmod 600 /data/many/5/$((n * 20 + 5)) 2>/dev/null
         sleep 0.02
@@ -156,7 +157,7 @@ def test_a_remainder_is_finished_in_the_stop_window_if_the_downtime_budget_allow
     fleet: Fleet, budget: float, came_to: str
 ) -> None:
     busy(fleet, "tight")
-    events = fleet.migrate("tight-1", "tight", downtime_budget_seconds=budget)
+    events = fleet.migrate(f"tight-{came_to}", "tight", downtime_budget_seconds=budget)
     claimed = payload(events, "target_claimed")
     assert (claimed.remainder, "budget" in claimed.remainder_why) == (came_to, True)
     assert_as_it_was(fleet, "tight")

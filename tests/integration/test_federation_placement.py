@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -16,7 +17,6 @@ import msgspec
 import pytest
 
 from events.errors import PermanentError, RefusedError
-from hostd import beneath, placement
 from hostd.manifest import Entry, observe
 from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, apply, obstacles, prune, still_placeholder
 from tests.support.trees import grow, grow_deep
@@ -263,10 +263,8 @@ def test_a_symlink_in_the_copy_never_leads_out_of_the_tree(bench: Bench) -> None
         Entry(path=b"trap/new", kind="d", mode=0o777),
         Entry(path=b"trap/link", kind="l", mode=0o777, link_target=b"x"),
     ):
-        try:
+        with contextlib.suppress(PermanentError):
             bench.apply([root, entry])
-        except PermanentError:
-            pass
         assert [path.name for path in outside.iterdir()] == ["file"]
         assert (outside / "file").read_text() == "precious"
         assert stat.S_IMODE((outside / "file").stat().st_mode) != 0o777
@@ -372,4 +370,3 @@ def test_a_removal_stops_at_a_mount_point(bench: Bench) -> None:
             if str(bench.base) in line:
                 subprocess.run(["umount", line.split()[4]], check=True)
     assert (outside / "precious").read_text() == "x"
-    assert beneath is not None and placement is not None

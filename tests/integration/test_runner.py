@@ -22,6 +22,7 @@ from hostd.effects.base import Context, Effect, Outcome, TrackingLostError
 from hostd.effects.registry import EFFECTS
 from hostd.plan import Plan
 from hostd.runner import Runner, RunnerPorts
+from hostd.turn import ENDS_STEP
 from tests.support.histories import REQUEST, SAMPLES, prepared
 
 DEADLINE_SECONDS = 20.0
@@ -381,3 +382,48 @@ def test_closing_ends_a_step_under_way(at_target: Stage) -> None:
     assert at_target.types[-1] == "sync_armed"
 
 
+def test_a_missing_image_is_asked_for_and_the_preparation_goes_on_when_it_is_packed(at_target: Stage) -> None:
+    """The hosts never call each other: the wish is an event, and so is the answer."""
+    at_target.effects["provide_image"].script = lambda _context: {
+        ENDS_STEP: True,
+        "image_id": "sha256:1",
+        "layers": ("sha256:2",),
+    }
+    at_target.give("requested", "prepare_ordered", "source_prepared")
+    wanted = at_target.until_last("image_wanted").data
+    assert isinstance(wanted, schema.ImageWanted)
+    assert wanted.layers == ("sha256:2",)
+    assert at_target.effects["create_container"].runs == 0
+    at_target.effects["provide_image"].script = lambda _context: {"warnings": ("a name is taken",)}
+    at_target.effects["create_networks"].script = lambda _context: {"warnings": ("another subnet",)}
+    at_target.give("image_packed")
+    prepared = at_target.until_last("target_prepared").data
+    assert isinstance(prepared, schema.TargetPrepared)
+    assert prepared.warnings == ("a name is taken", "another subnet")
+
+
+def test_the_source_packs_an_image_that_is_wanted_and_waits_again(at_source: Stage) -> None:
+    packed = SAMPLES["image_packed"]
+    at_source.effects["pack_image"].script = lambda _context: {
+        name: getattr(packed, name) for name in schema.ImagePacked.__struct_fields__
+    }
+    at_source.append("requested", "prepare_ordered", "source_prepared")
+    at_source.give("image_wanted")
+    assert at_source.until_last("image_packed").data == packed
+    at_source.give("target_prepared", "sync_ordered")
+    at_source.until_last("sync_armed")
+
+
+def test_the_verdict_of_a_health_check_is_recorded_once_and_the_fill_goes_on(at_target: Stage) -> None:
+    at_target.effects["watch_health"].script = lambda context: (
+        None
+        if "health_reported" in context.view.facts
+        else {ENDS_STEP: True, "status": "unhealthy", "log": "no answer"}
+    )
+    at_target.effects["fill_replica"].script = lambda _context: {"bytes_moved": 0, "files": 0, "duration_seconds": 0.0}
+    at_target.append("requested", "prepare_ordered", "source_prepared", "target_prepared", "sync_ordered", "sync_armed")
+    at_target.append("sync_finished", "cutover_ordered", "source_stopped", "target_claimed")
+    at_target.give("target_started")
+    at_target.until_last("fill_finished")
+    assert at_target.types[-2:] == ["health_reported", "fill_finished"]
+    assert at_target.effects["announce_placement"].runs >= 1

@@ -273,10 +273,15 @@ def disarm_restart(ctx: Ctx) -> Performance:
         raise ContainerChanged("the container has been removed")
     if not container.running and not ctx.stop_intended():
         raise ContainerChanged("the container has stopped by itself or by a person's hand")
+    note_stop(ctx)
     yield
     ctx.docker()
     set_policy(container, "no")
     return None
+
+
+def note_stop(ctx: Ctx) -> None:
+    ctx.files["stopping"] = True
 
 
 def set_policy(container: Container, policy: str) -> None:
@@ -297,8 +302,6 @@ def stop_container(ctx: Ctx) -> Performance:
     container = ctx.source_container()
     if container is None:
         raise PermanentError("the container does not exist on this host (any more)")
-    if not ctx.stop_intended():
-        ctx.files["stopping"] = True
     yield
     ctx.docker()
     ctx.agent.world_stop(container)
@@ -406,8 +409,10 @@ def carry_back(ctx: Ctx) -> Performance:
             ctx.need_link()
             if target is None:
                 raise PermanentError("the target's data is gone")
-            there = target.files if target.federated is None else target.federated.upper
-            stage[path] = there.get(path)
+            there = place(ctx, target)
+            if path not in there:
+                raise PermanentError(f"rsync: {path} is not at the place on the target")
+            stage[path] = there[path]
         ctx.files["pulled"] = True
     for path in sorted(set(source.files) - set(listed)):
         yield
@@ -417,6 +422,19 @@ def carry_back(ctx: Ctx) -> Performance:
             yield
             source.files[path] = stage[path]
     return {"bytes_moved": len(stage) * MIB, "files": len(stage)}
+
+
+def place(ctx: Ctx, volume: Volume) -> Tree:
+    """What another host finds where the target's mount lies: without its union, nothing of use."""
+    union = volume.federated
+    if union is None:
+        return volume.files
+    if not union.merged:
+        return {}
+    return {
+        path: union.replica.get(value.path) if isinstance(value, Remote) else value
+        for path, value in union.upper.items()
+    }
 
 
 def revive_container(ctx: Ctx) -> Performance:
@@ -641,8 +659,9 @@ def mount_union(ctx: Ctx) -> Performance:
 
 
 def mount(ctx: Ctx) -> None:
-    volume, union = ctx.volume(), ctx.union()
-    if union.settled:
+    volume = ctx.volume()
+    union = volume.federated
+    if union is None:
         return
     if not union.merged and "target_claimed" not in ctx.view.facts:
         volume.changed = set()
@@ -686,13 +705,17 @@ def supervise_container(ctx: Ctx) -> Performance:
     if volume.union is not None:
         mount_again(ctx, volume.union)
     yield
-    policy = ctx.view.source_prepared.restart_policy
-    if container.id in ctx.agent.manual_stops or container.id not in ctx.host.containers:
-        return None
-    if policy in ("always", "unless-stopped") or (policy == "on-failure" and container.exit_code):
+    if container.id in ctx.host.containers and should_run(ctx, container):
         ctx.agent.world_start(container)
         ctx.poke_after = 1.0
     return None
+
+
+def should_run(ctx: Ctx, container: Container) -> bool:
+    policy = ctx.view.source_prepared.restart_policy
+    if container.id in ctx.agent.manual_stops:
+        return False
+    return policy in ("always", "unless-stopped") or (policy == "on-failure" and container.exit_code != 0)
 
 
 def mount_again(ctx: Ctx, union: Union) -> None:
@@ -812,6 +835,7 @@ def fold_union(ctx: Ctx) -> Performance:
         yield
         if running:
             assert container is not None
+            ctx.files["folding"] = True
             ctx.agent.world_stop(container)
             yield
         unmount_all(ctx, union)
@@ -825,6 +849,10 @@ def fold_union(ctx: Ctx) -> Performance:
     if container is not None and container.id in ctx.host.containers:
         ctx.docker()
         set_policy(container, ctx.view.source_prepared.restart_policy)
+        yield
+        if not container.running and ("folding" in ctx.files or should_run(ctx, container)):
+            ctx.agent.world_start(container)
+        ctx.files.pop("folding", None)
     return {"outage_seconds": 0.0}
 
 

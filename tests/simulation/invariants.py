@@ -203,7 +203,7 @@ class Checker:
             raise Violation("P6", f"{migration}: {error}") from error
         stored = self.sim.backend._newest(key_bytes(self.sim.backend.keys.head(migration)))
         head = decode_head(stored.value if stored is not None and stored.value is not None else b"")
-        if (head.seq, head.digest, head.phase) != (event.seq, event.digest, record.lifecycle.state):
+        if head.seq == event.seq and (head.digest, head.phase) != (event.digest, record.lifecycle.state):
             raise Violation("P5", f"{migration}: the head says {head.phase}, the fold {record.lifecycle.state}")
         self._data(record, event)
 
@@ -268,6 +268,7 @@ class Checker:
 
     def step(self) -> None:
         """After every step of the simulation."""
+        self.committed()
         running = self.world.running()
         if len(running) > 1:
             where = ", ".join(f"{container.name} on {host.name}" for host, container in running)
@@ -285,6 +286,7 @@ class Checker:
 
     def effect_begins(self, host: Host, migration: str, name: str, undo: bool) -> None:
         """P8: is there a durable event that allows this?"""
+        self.committed()
         types = self.records[migration].types
         if undo:
             if "abort_ordered" not in types and not {"rollback_ordered", "source_restored"} <= types:
@@ -297,6 +299,7 @@ class Checker:
     def started(self, host: Host, container: Container, who: str) -> None:
         """A container starts: may it?"""
         self.sim.say(who, "starts %s on %s", container.name, host.name)
+        self.committed()
         if container.label:
             types = self.records[container.label].types
             if "target_claimed" not in types:

@@ -225,7 +225,7 @@ class Simulation:
         roll = rng.random()
         if roll < self.fault_rate / 2:
             self._fault()
-        elif roll < self.fault_rate / 2 + 0.025:
+        elif roll < self.fault_rate / 2 + (0.025 if self.requests else 0.3):
             self._person()
         elif roll < self.fault_rate / 2 + 0.025 + self.write_rate:
             self._client()
@@ -246,10 +246,10 @@ class Simulation:
 
     def _process_step(self) -> None:
         usable = [process for process in self.processes if process.usable]
-        if not usable:
-            return
-        process = self.rng.choice(usable)
-        self._advance(process)
+        self.rng.shuffle(usable)
+        for process in usable:
+            if self._advance(process):
+                return
 
     def _advance(self, process: Process) -> bool:
         process.busy += 1
@@ -281,6 +281,8 @@ class Simulation:
             return
         ids = sorted(self.checker.records)
         roll = rng.random()
+        if self.mood == "go back" and roll < 0.6:
+            ids = [one for one in ids if "target_claimed" in self.checker.records[one].types]
         if roll < 0.12:
             self._touch_container()
         elif roll < 0.2:
@@ -485,6 +487,7 @@ class Simulation:
                 for agent in self.agents:
                     agent.tell()
                     agent.tick()
+                self.say("time", "35 seconds pass")
             for process in self.processes:
                 self._let_run(process)
             quiet = quiet + 1 if self.checker.events == events else 0

@@ -183,17 +183,19 @@ class Fleet:
     def put_request(self, migration: str, value: str | bytes) -> None:
         """Put a request's key with etcdctl; the value goes by standard input, so it may hold any byte."""
         raw = value.encode() if isinstance(value, str) else value
-        self.etcdctl("put", self.keys.requests + migration, given=raw)
+        empty = [] if raw else [""]
+        self.etcdctl("put", "--", self.keys.requests + migration, *empty, given=raw)
 
     def request(self, migration: str, container: str, source: str = "alpha", target: str = "beta", **more: Any) -> None:
         """Ask for a migration."""
         self._migrations.append(migration)
         self.put_request(migration, json.dumps({"container": container, "source": source, "target": target, **more}))
 
-    def control(self, migration: str, wish: str | Mapping[str, Any]) -> None:
+    def control(self, migration: str, wish: str | bytes | Mapping[str, Any]) -> None:
         """Put a control; returns once the coordinator has taken it."""
-        key = self.keys.control(migration)
-        self.etcdctl("put", key, given=(wish if isinstance(wish, str) else json.dumps(wish)).encode())
+        key = self.keys.controls + migration
+        raw = wish if isinstance(wish, bytes) else (wish if isinstance(wish, str) else json.dumps(wish)).encode()
+        self.etcdctl("put", key, given=raw)
         wait_until(lambda: self.store.get(key) is None, f"nobody took the control {wish!r}", 20)
 
     def failpoints(self, process: str, text: str) -> None:
@@ -299,9 +301,11 @@ class Fleet:
         label = f"cargo.migration={migration}"
         containers = self.docker[host].containers.list(all=True, filters={"label": label})
         volumes = self.docker[host].volumes.list(filters={"label": label})
+        networks = self.docker[host].networks.list(filters={"label": label})
         left = {
             "containers": [container.name for container in containers],
             "volumes": [volume.name for volume in volumes],
+            "networks": [network.name for network in networks],
             "mounts": self.mounts(host),
             "processes": self.tools(host),
             "stages": self.stages(host),

@@ -42,6 +42,7 @@ SAMPLES: dict[str, Data] = {
     "source_stopped": schema.SourceStopped(exit_code=0, unclean=False, stopped_at="t", dirty=()),
     "target_claimed": schema.TargetClaimed(),
     "target_started": schema.TargetStarted(container_id="d" * 64, started_at="t"),
+    "health_reported": schema.HealthReported(status="healthy"),
     "source_digested": schema.SourceDigested(trees=()),
     "fill_finished": schema.FillFinished(bytes_moved=0, files=0, duration_seconds=0.0),
     "verified": schema.Verified(files=1, size_bytes=1, changed_by_container=0),

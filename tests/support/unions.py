@@ -178,9 +178,10 @@ def dirty(before: Snapshot, after: Snapshot) -> list[Entry]:
         if above in after and after[above].kind == "d":
             listed[path] = Entry(path=path, kind="-")
     for path in list(listed):
-        while path:
-            path = os.path.dirname(path)
-            listed.setdefault(path, msgspec.structs.replace(after[path], digest=b""))
+        above = path
+        while above:
+            above = os.path.dirname(above)
+            listed.setdefault(above, msgspec.structs.replace(after[above], digest=b""))
     return sorted(listed.values(), key=lambda entry: order_key(entry.path))
 
 

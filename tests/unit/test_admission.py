@@ -173,3 +173,23 @@ def test_no_request_crashes_admission(raw: bytes) -> None:
 def test_no_combination_of_fields_crashes_admission(fields: dict[str, Any]) -> None:
     """F2: wrong types are listed."""
     examine("x", json.dumps({**GOOD, **fields}).encode(), world())
+
+
+@pytest.mark.parametrize("strategy", ["hybrid", "postcopy", "precopy", "cold", "auto"])
+def test_every_strategy_may_be_asked_for(strategy: str) -> None:
+    answer = examine("web-7", json.dumps(GOOD | {"strategy": strategy}).encode(), world())
+    assert isinstance(answer, Requested)
+    assert answer.request.strategy == strategy
+
+
+@pytest.mark.parametrize("budget", [0, 2, 0.5, 3600])
+def test_a_downtime_budget_is_a_number_of_seconds(budget: float) -> None:
+    answer = examine("web-7", json.dumps(GOOD | {"downtime_budget_seconds": budget}).encode(), world())
+    assert isinstance(answer, Requested)
+    assert answer.request.downtime_budget_seconds == budget
+
+
+@pytest.mark.parametrize("budget", ["-1", "3601", "1e999", '"2"', "true", "null", "[]"])
+def test_anything_else_is_no_downtime_budget(budget: str) -> None:
+    raw = json.dumps(GOOD).removesuffix("}") + f', "downtime_budget_seconds": {budget}}}'
+    assert "'downtime_budget_seconds'" in reasons(raw.encode())

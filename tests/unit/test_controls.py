@@ -47,3 +47,25 @@ def test_asking_twice_changes_nothing() -> None:
 def test_pausing_is_possible_until_the_stop() -> None:
     assert isinstance(answer(parse(b"pause"), fold(History().up_to("sync_armed").events)), schema.Paused)
     assert isinstance(answer(parse(b"pause"), fold(History().up_to("source_stopped").events)), schema.ControlRefused)
+
+
+def test_the_limit_of_transfers_can_be_changed_while_data_travels() -> None:
+    limit = parse(b'{"control":"bwlimit","kib":500}')
+    history = History().up_to("target_started")
+    assert answer(limit, fold(history.events)) == schema.BwlimitOrdered(kib=500)
+    history.add(schema.BwlimitOrdered(kib=500))
+    assert answer(limit, fold(history.events)) is None, "it is so already"
+    assert answer(parse(b'{"control":"bwlimit","kib":0}'), fold(history.events)) == schema.BwlimitOrdered(kib=0)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"bwlimit", b'{"control":"bwlimit"}', b'{"control":"bwlimit","kib":-1}', b'{"control":"bwlimit","kib":true}'],
+)
+def test_a_limit_that_is_no_number_is_refused(raw: bytes) -> None:
+    assert isinstance(answer(parse(raw), fold(History().up_to("sync_armed").events)), schema.ControlRefused)
+
+
+def test_a_limit_is_refused_once_everything_has_arrived() -> None:
+    reply = answer(parse(b'{"control":"bwlimit","kib":5}'), fold(History().up_to("fill_finished").events))
+    assert isinstance(reply, schema.ControlRefused)

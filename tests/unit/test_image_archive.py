@@ -58,7 +58,7 @@ def test_layers_that_are_not_wanted_are_left_out_and_everything_else_is_as_it_wa
         assert {"aa", "cc/layer.tar"} <= set(tar.getnames())
     assert packed.left_out_bytes == len(BASE) + len(TOP)
     raw = (tmp_path / "image.tar").read_bytes()
-    assert packed.archive.size_bytes == len(raw)
+    assert packed.archive.size_bytes == len(raw) < len(MIDDLE) + 15_000
     assert packed.archive.sha256 == hashlib.sha256(raw).hexdigest()
     assert b"".join(pieces_of(tmp_path / "image.tar")) == raw
     assert [place.name for place in tmp_path.iterdir()] == ["image.tar"]

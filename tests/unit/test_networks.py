@@ -48,7 +48,7 @@ def test_a_network_is_created_again_with_all_that_was_chosen_for_it_under_our_la
         "EnableIPv6": False,
         "Internal": True,
         "Attachable": False,
-        "IPAM": {"Driver": "default", "Options": {}, "Config": [{"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.1"}]},
+        "IPAM": {"Driver": "default", "Options": None, "Config": [{"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.1"}]},
         "Options": {"com.docker.network.bridge.enable_icc": "false"},
         "Labels": {"team": "db", **LABELS},
     }

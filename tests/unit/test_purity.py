@@ -17,6 +17,7 @@ PURE = [
     "coordinator/admission.py",
     "coordinator/controls.py",
     "hostd/plan.py",
+    "hostd/remainder.py",
     "hostd/source.py",
     "hostd/target.py",
 ]

@@ -8,7 +8,15 @@ import pytest
 
 from events.errors import PermanentError, TransientError
 from hostd.peer import Peer, ssh_config
-from hostd.tool_words import AuthenticationError, HostKeyError, OutputReader, Progress, rsync_error, ssh_error
+from hostd.tool_words import (
+    AuthenticationError,
+    HostKeyError,
+    OutputReader,
+    Progress,
+    only_vanished,
+    rsync_error,
+    ssh_error,
+)
 
 PEER = Peer("alpha", "10.0.0.1", 22, "root", Path("/keys/id"), Path("/keys/known_hosts"))
 
@@ -153,3 +161,23 @@ def test_the_ssh_settings_pin_the_name_and_never_ask() -> None:
     for line in ("HostKeyAlias alpha", "StrictHostKeyChecking yes", "BatchMode yes", "GlobalKnownHostsFile /dev/null"):
         assert f"  {line}\n" in text
     assert "StrictHostKeyChecking no" not in text
+
+
+GONE = "rsync: [sender] get_acl: sys_acl_get_file(a/b, ACL_TYPE_ACCESS): No such file or directory (2)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "harmless"),
+    [
+        (GONE, True),
+        (GONE + 'rsync: [sender] link_stat "/v/a/b" failed: Not a directory (20)\n', True),
+        (GONE + 'rsync: [sender] send_files failed to open "/v/c": Permission denied (13)\n', False),
+        ('rsync: [sender] change_dir "/v" failed: No such file or directory (2)\n', False),
+        ('rsync: [receiver] mkstemp "/here/x" failed: No such file or directory (2)\n', False),
+        ("", False),
+        (GONE * 1000, False),
+    ],
+)
+def test_only_a_file_that_went_away_under_the_senders_eyes_is_no_failure(words: str, harmless: bool) -> None:
+    """D2: and when it cannot be told, it is one."""
+    assert only_vanished(words) == harmless
