@@ -33,6 +33,12 @@ class Result(NamedTuple):
     migration: str
     file: Path | None
     problem: str = ""
+    needed: bool = False
+    """It stays because a host still needs it, which is no failure."""
+
+
+class _NeededError(CargoError):
+    """The history is still somebody's instruction."""
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ def archive(store: Store, migrations: Sequence[str], directory: Path) -> list[Re
         try:
             _archive_one(store, migration, file)
         except CargoError as error:
-            results.append(Result(migration, None, str(error)))
+            results.append(Result(migration, None, str(error), needed=isinstance(error, _NeededError)))
         else:
             results.append(Result(migration, file))
     return results
@@ -147,8 +153,7 @@ def _archive_one(store: Store, migration: str, file: Path) -> None:
     found = audit(one)
     if found:
         raise CargoError(f"the history of {migration} is not sound ({found[0].text}); it stays, as evidence")
-    if decode_head(one.head).phase not in ARCHIVABLE_PHASES:
-        raise CargoError(f"{migration} is still needed; it stays")
+    _require_unneeded(one)
     if file.exists():
         _require_same(_only(file, migration), one, file)
     else:
@@ -158,6 +163,16 @@ def _archive_one(store: Store, migration: str, file: Path) -> None:
     if audit(kept):
         raise CargoError(f"{file} does not hold a sound history; nothing was removed")
     _remove(store, kept, stored_head.mod_revision)
+
+
+def _require_unneeded(one: Recording) -> None:
+    events = one.events()
+    if decode_head(one.head or b"").phase not in ARCHIVABLE_PHASES:
+        raise _NeededError(f"{one.migration} has not come to an end that nobody needs any more")
+    types = {event.type for event in events}
+    request = request_of(events)
+    if "rolled_back" in types and "target_cleaned" not in types and request is not None:
+        raise _NeededError(f"{request.target} was off, and will clean up by this history when it is back")
 
 
 def _only(file: Path, migration: str) -> Recording:
@@ -178,11 +193,13 @@ def _require_same(kept: Recording, stored: Recording, file: Path) -> None:
 def _remove(store: Store, kept: Recording, head_revision: int) -> None:
     """Take ``kept`` off the store. The first transaction is the point of no return."""
     keys, migration = store.keys, kept.migration
-    first = [keys.head(migration), keys.control(migration), *_request_keys(store, migration), *_pointers(store, kept)]
+    head_key = keys.head(migration)
+    doomed = [head_key, keys.control(migration), *_request_keys(store, migration), *_pointers(store, kept)]
+    doomed += [keys.event(migration, number) for number, _ in kept.texts]  # as many as fit: usually all
     outcome = store.transact(
-        (Compare(keys.head(migration), "mod", head_revision),), [Delete(key) for key in first[:DELETE_BATCH]]
+        (Compare(head_key, "mod", head_revision),), [Delete(key) for key in dict.fromkeys(doomed[:DELETE_BATCH])]
     )
-    if not outcome.succeeded and store.get(keys.head(migration)) is not None:
+    if not outcome.succeeded and store.get(head_key) is not None:
         raise CargoError(f"{migration} has gone on meanwhile; it stays")
     _remove_events(store, kept)
 

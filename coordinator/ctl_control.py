@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.text import Text
 
+from coordinator import controls, lifecycle
 from coordinator.ctl_history import FOLLOW_TICK_SECONDS, GOOD_ENDS, follow
 from coordinator.ctl_output import (
     EXIT_FAILED,
@@ -29,6 +30,7 @@ from coordinator.waiting import Why, explain
 from events import failpoints
 from events.errors import CargoError
 from events.failpoint_names import FAILPOINTS, points_of
+from events.schema import Event
 from events.store import Store
 
 # --- why -----------------------------------------------------------------------------------------
@@ -109,13 +111,25 @@ def control(store: Store, options: argparse.Namespace) -> int:
         show(event, events[0], options)
     if any(event.type == "control_refused" for event in fresh):
         return EXIT_FAILED
-    if not fresh and not options.json:
-        console(options).print(f"nothing to do: it is so already, {explain(events).waiting_for}", markup=False)
+    if not fresh:
+        _require_nothing_to_do(options, events)
+        if not options.json:
+            console(options).print(f"nothing to do: it is so already, {explain(events).waiting_for}", markup=False)
     if options.follow:
         wanted = {"abort": frozenset({"aborted"}), "rollback": frozenset({"rolled_back"})}
         good = wanted.get(options.command, GOOD_ENDS)
         return follow(store, migration, options, after=fresh[-1] if fresh else events[-1], good=good)
     return EXIT_OK
+
+
+def _require_nothing_to_do(options: argparse.Namespace, events: list[Event]) -> None:
+    """A coordinator that takes the key away without a word either has nothing to do or refuses the whole history."""
+    wish = controls.parse(json.dumps(_wish(options)).encode())
+    if controls.answer(wish, lifecycle.fold(events)) is not None:
+        raise CargoError(
+            f"the coordinator did not answer: it refuses to act on {options.id}. Its log says why, and so may "
+            f"`cargoctl verify {options.id}`; a coordinator that is started anew looks at the history again"
+        )
 
 
 def _wish(options: argparse.Namespace) -> dict[str, Any]:

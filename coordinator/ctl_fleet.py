@@ -11,7 +11,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from coordinator import lifecycle
+from coordinator import lifecycle, narrate
 from coordinator.ctl_history import follow
 from coordinator.ctl_output import EXIT_OK, UsageError, checked_id, console, print_json
 from coordinator.narrate import size
@@ -163,8 +163,7 @@ def _status_of(store: Store, options: argparse.Namespace) -> int:
     for number, done in enumerate(state.rounds, 1):
         out.print(f"  round {number}: {size(done.bytes_moved)} in {done.duration_seconds:.1f} s")
     for host, fields in progress.items():
-        words = ", ".join(f"{name} {value}" for name, value in fields.items())
-        out.print(Text(printable(f"  {host}: {words}")), soft_wrap=True)
+        out.print(Text(printable(f"  {host}: {narrate.progress(fields)}")), soft_wrap=True)
     return EXIT_OK
 
 

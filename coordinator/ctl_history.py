@@ -259,14 +259,14 @@ def archive_ended(store: Store, options: argparse.Namespace) -> int:
         raise UsageError("--older-than takes a number of days, 0 or more")
     ready, in_use = archive.due(heads, options.older_than, archive.utc_now())
     results = [] if options.dry_run else archive.archive(store, ready, options.output)
-    failed = [result for result in results if result.problem]
+    failed = [result for result in results if result.problem and not result.needed]
     if options.json:
         print_json(
             {
                 "due": ready,
                 "in_use": in_use,
                 "archived": {result.migration: str(result.file) for result in results if result.file},
-                "kept": {result.migration: result.problem for result in failed},
+                "kept": {result.migration: result.problem for result in results if result.problem},
             }
         )
         return EXIT_FAILED if failed else EXIT_OK

@@ -50,7 +50,8 @@ class EmbeddedEtcd:
         peer = f"http://127.0.0.1:{self._peer_port}"
         self._child = subprocess.Popen(
             [
-                binary,
+                # However this process ends, its etcd must not stay behind and hold the port and the data.
+                *("setpriv", "--pdeathsig", "TERM", "--", binary),
                 *("--name", "cargo", "--data-dir", str(self._data_dir)),
                 *("--listen-client-urls", client, "--advertise-client-urls", client),
                 *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),

@@ -59,7 +59,7 @@ def _run(settings: CoordinatorSettings, failpoints: Failpoints, stop: threading.
     endpoints = settings.etcd.endpoints
     try:
         if not endpoints:
-            embedded = EmbeddedEtcd(settings.data_dir)
+            embedded = EmbeddedEtcd(settings.data_dir, settings.client_port, settings.peer_port)
             embedded.start()
             endpoints = (embedded.endpoint,)
             log.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from events import schema
@@ -32,6 +33,31 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds / 86400:.0f} days"
+
+
+_PROGRESS: dict[str, Callable[[float], str]] = {
+    "bytes": lambda number: f"{size(number)} moved",
+    "files": lambda number: f"{number:.0f} files",
+    "total_bytes": lambda number: f"of {size(number)}",
+    "rate_bytes_per_second": lambda number: f"{size(number)}/s",
+    "remaining_bytes": lambda number: f"{size(number)} to come",
+    "remaining_files": lambda number: f"in {number:.0f} files",
+    "remaining_seconds": lambda number: f"about {duration(number)} left",
+    "bwlimit_kib": lambda number: f"limited to {number:.0f} KiB/s" if number else "",
+    "safe_to_switch_off_source": lambda safe: "the source may be switched off" if safe else "",
+}
+
+
+def progress(fields: Mapping[str, object]) -> str:
+    """What a host says of a transfer, in words; fields that are not known here are shown as they are."""
+    told = []
+    for name, value in fields.items():
+        known = _PROGRESS.get(name)
+        if known is not None and isinstance(value, int | float) and math.isfinite(value):
+            told.append(known(value))
+        else:
+            told.append(str(value) if name in ("step", "phase", "mount") else f"{name} {value}")
+    return ", ".join(filter(None, told))
 
 
 def _dirty(manifests: tuple[schema.DirtyManifest, ...]) -> str:
@@ -110,4 +136,6 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
             return f"transfers limited to {data.kib} KiB/s" if data.kib else "transfers not limited any more"
         case schema.ControlRefused():
             return f"{data.control}: {data.reason}"
+        case schema.Paused() | schema.Resumed():
+            return data.by_person
     return ""

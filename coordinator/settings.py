@@ -6,11 +6,12 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.embedded import CLIENT_PORT, PEER_PORT
 from events.keyspace import valid_host_name
 from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
 
 KNOWN = {
-    "coordinator": ("name", "data_dir"),
+    "coordinator": ("name", "data_dir", "client_port", "peer_port"),
     "etcd": ETCD_OPTIONS,
     "log": LOG_OPTIONS,
 }
@@ -23,6 +24,10 @@ class CoordinatorSettings:
     name: str
     data_dir: Path
     """Where the embedded etcd keeps its data, when no endpoint is configured."""
+    client_port: int
+    """On loopback, where the embedded etcd serves its clients."""
+    peer_port: int
+    """On loopback; the embedded etcd needs one, though it has no peers."""
     etcd: EtcdSettings
     log: LogSettings
 
@@ -34,8 +39,12 @@ def load(path: Path) -> CoordinatorSettings:
     settings = CoordinatorSettings(
         name=reader.valid("coordinator", "name", name, valid_host_name, "a valid name"),
         data_dir=reader.path("coordinator", "data_dir", "/var/lib/cargo/etcd") or Path("/var/lib/cargo/etcd"),
+        client_port=reader.number("coordinator", "client_port", CLIENT_PORT, low=1, high=65535),
+        peer_port=reader.number("coordinator", "peer_port", PEER_PORT, low=1, high=65535),
         etcd=reader.etcd(),
         log=reader.log(),
     )
+    if settings.client_port == settings.peer_port:
+        reader.problems.append("[coordinator] client_port and peer_port must differ")
     reader.finish()
     return settings

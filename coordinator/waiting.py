@@ -15,7 +15,7 @@ from coordinator import controls, lifecycle
 from coordinator.controls import CONTROLS, Control
 from coordinator.lifecycle import Lifecycle
 from coordinator.replay import AgentWalk, frames
-from events.schema import ControlRefused, Event
+from events.schema import ControlRefused, Event, TargetAssertedOff
 
 
 @dataclass(frozen=True)
@@ -88,4 +88,7 @@ def _possible(state: Lifecycle) -> tuple[str, ...]:
         reply = controls.answer(wish, state)
         if reply is not None and not isinstance(reply, ControlRefused):
             possible.append(name)
+    vouched = Control("rollback", discard_target_writes=True, target_off="somebody")
+    if "rollback" not in possible and isinstance(controls.answer(vouched, state), TargetAssertedOff):
+        possible.append("rollback --discard-target-writes --target-off WHO")
     return tuple(possible)

@@ -38,8 +38,9 @@ from events.errors import PermanentError, RefusedError, TransientError
 from hostd import mounts, placement
 from hostd.beneath import Beneath, empty_directory, remove_tree
 from hostd.fold import fold_tree, swap_into_place, swapped, write_durably
-from hostd.lower_process import PATIENCE_SECONDS, LowerProcess
+from hostd.lower_process import LowerProcess
 from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, Placeholder
+from hostd.settings import PATIENCE_SECONDS
 from hostd.transport import Peer, Transport, sync_filesystem
 
 if TYPE_CHECKING:
@@ -218,11 +219,10 @@ class Union:
 
         Only once the source is frozen: from here on it is remembered. Raises PermanentError, TransientError.
         """
-        if self._lower.serves():
-            if mounts.is_mounted(self.stage / "merged") or not self._lower.has_looked_elsewhere(
-                self._placeholders_file
-            ):
-                return
+        serves = self._lower.serves()
+        stands = mounts.is_mounted(self.stage / "merged")
+        if serves and (stands or not self._lower.has_looked_elsewhere(self._placeholders_file)):
+            return
         self._lower.end()
         self._lower.start()
 

@@ -18,9 +18,8 @@ from events.errors import PermanentError, TransientError
 from hostd import mounts
 from hostd.lower import mark_of
 from hostd.process import run
+from hostd.settings import PATIENCE_SECONDS
 
-PATIENCE_SECONDS = 600
-"""How long a read waits for a source that does not answer before the container gets an error."""
 START_TIMEOUT_SECONDS = 30
 END_SECONDS = 5.0
 ANSWER_SECONDS = 5.0

@@ -285,7 +285,7 @@ class _Placement:
             elif entry.kind != "-":
                 lone = b"" if entry.link_group else entry.path
                 groups[entry.link_group, lone].append(entry)
-        shared = set()
+        shared = self._wrongly_shared(groups)
         for key, names in groups.items():
             yield names[0].path
             self._settle(names, distrust=key in shared)

@@ -9,8 +9,10 @@ from pathlib import Path
 from events.keyspace import valid_host_name
 from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
 
+PATIENCE_SECONDS = 600
+
 KNOWN = {
-    "host": ("name", "address", "state_dir", "run_dir"),
+    "host": ("name", "address", "state_dir", "run_dir", "read_patience_seconds"),
     "etcd": ETCD_OPTIONS,
     "docker": ("socket",),
     "ssh": ("user", "port", "identity", "known_hosts"),
@@ -34,6 +36,8 @@ class HostSettings:
     ssh_identity: Path
     ssh_known_hosts: Path
     log: LogSettings
+    read_patience_seconds: int = PATIENCE_SECONDS
+    """How long the container's reads of what has not arrived wait for a source that does not answer."""
 
 
 def _is_address(text: str) -> bool:
@@ -62,6 +66,9 @@ def load(path: Path) -> HostSettings:
         ssh_known_hosts=reader.path("ssh", "known_hosts", "/etc/cargo/ssh/known_hosts")
         or Path("/etc/cargo/ssh/known_hosts"),
         log=reader.log(),
+        read_patience_seconds=reader.number(
+            "host", "read_patience_seconds", PATIENCE_SECONDS, low=1, high=7 * 24 * 3600
+        ),
     )
     if not settings.etcd.endpoints:
         reader.problems.append("[etcd] endpoints is missing: the agent needs the bus, such as 10.0.0.1:2379")

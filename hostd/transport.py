@@ -317,7 +317,9 @@ class Transport:
         command += [self._remote(peer, tree.rstrip(b"/") + b"/")]
         process = Running(command, lock=None)
         output = process.collect(cancelled)
-        if process.returncode != 0:
+        # What went away while it was listed is simply not counted.
+        vanished = process.returncode == 24 or (process.returncode == 23 and only_vanished(process.stderr))
+        if process.returncode != 0 and not vanished:
             raise rsync_error(peer, process.returncode, process.stderr)
         entries = max(0, len(output.splitlines()) - 1)  # the first line is the tree itself
         if entries < wanted:
@@ -378,6 +380,12 @@ class Transport:
         raw = os.fsencode(tree)
         if not raw.startswith(b"/") or b"\0" in raw:
             raise PermanentError(f"{raw!r} is not an absolute path on {peer.host}")
+        with self._lock:
+            mount_lock = self._peer_locks.setdefault(f"mount {mountpoint}", threading.Lock())
+        with mount_lock:  # the fill and the supervision may both find it dead
+            self._mount_remote(peer, raw, mountpoint)
+
+    def _mount_remote(self, peer: Peer, raw: bytes, mountpoint: Path) -> None:
         if self.probe(mountpoint):
             return
         self.check(peer)  # also tells a changed key from an unreachable host, in words sshfs does not have

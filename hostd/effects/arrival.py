@@ -79,7 +79,9 @@ def _union(context: Context, mount: Mount, number: int) -> Union:
             raise PermanentError(f"the volume {mount.name!r} has gone from {context.host}")
         place = Path(volume["Mountpoint"])
         stage = place.parent / VOLUME_STAGE
-    return Union(stage, place, single_file=mount.single_file)
+    return Union(
+        stage, place, single_file=mount.single_file, patience_seconds=context.bench.settings.read_patience_seconds
+    )
 
 
 def bind_place(mount: Mount) -> Path:

@@ -41,6 +41,7 @@ class FillReplica(Effect):
         if tally.remaining_files:
             # The connection is shared with transfers that are in a hurry: it is opened before stepping back.
             context.bench.transport.check(peer_of_source(context))
+            _look_at_source(context, wanted)
             in_background(lambda: _fill(context, tally, wanted))
         tally.finished()
         return {
@@ -48,6 +49,13 @@ class FillReplica(Effect):
             "files": tally.received_files,
             "duration_seconds": round(time.monotonic() - started, 3),
         }
+
+
+def _look_at_source(context: Context, wanted: list[tuple[Arrival, list[Placeholder]]]) -> None:
+    """What the container reads before it has arrived comes through a view, which may have died (D14)."""
+    for arrival, holders in wanted:
+        if holders and not arrival.mount.single_file:
+            arrival.union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
 
 
 def _fill(context: Context, tally: _Tally, wanted: list[tuple[Arrival, list[Placeholder]]]) -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from events.errors import TransientError
 from hostd.effects.arrival import arrivals, our_container, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
 
 RESTART_DELAY_SECONDS = 1.0
 """Between two starts of a container that ends by itself, so that a crash loop does not eat the host."""
+REPAIR_DELAY_SECONDS = 5.0
+"""Between two attempts to open the view of a source that cannot be reached."""
 
 
 class SuperviseContainer(Effect):
-    """Looks, mounts what is missing, starts what should run."""
+    """Looks, mounts what is missing, repairs what has died, starts what should run."""
 
     name: ClassVar[str] = "supervise_container"
 
@@ -27,7 +30,10 @@ class SuperviseContainer(Effect):
             context.log.warning("the container is gone from this host; somebody removed it")
             return None
         inspected = engine.inspect(container_id)
-        if inspected is None or inspected["State"]["Running"]:
+        if inspected is None:
+            return None
+        if inspected["State"]["Running"]:
+            _repair_views(context)
             return None
         _mount_again(context)
         if not should_run(context, container_id, inspected["State"]):
@@ -47,6 +53,22 @@ def _mount_again(context: Context) -> None:
             arrival.union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
         arrival.union.mount_lower()
         arrival.union.mount_merged()
+
+
+def _repair_views(context: Context) -> None:
+    """D14: a view of the source that died is replaced under the running container, whose reads wait meanwhile."""
+    for arrival in arrivals(context):
+        union = arrival.union
+        if arrival.mount.single_file or not union.state().placed or not union.remaining(first_only=True):
+            continue
+        try:
+            union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
+        except TransientError as error:
+            context.log.warning("reads of what has not arrived wait for the source", reason=str(error))
+            context.poke_after = REPAIR_DELAY_SECONDS
+            return
+        if not union.remaining(first_only=True):  # the fill, which has a thread of its own, has just brought the rest
+            union.detach_remote()
 
 
 def should_run(context: Context, container_id: str, state: dict[str, Any]) -> bool:

@@ -48,11 +48,11 @@ def missing(spec: LabSpec) -> list[str]:
         for name, package in COMMANDS.items()
         if shutil.which(name, path=PATH) is None
     ]
-    for name, use in (("overlay", "Docker and the union"), ("fuse", "sshfs and mergerfs")):
+    for name, use in (("overlay", "Docker and the union"), ("fuse", "sshfs and the union")):
         if not _filesystem_known(name):
             reasons.append(f"this kernel has no {name} file system, which {use} need")
     if not Path("/dev/fuse").exists():
-        reasons.append("/dev/fuse is missing; sshfs and mergerfs need it")
+        reasons.append("/dev/fuse is missing; sshfs and the union need it")
     if not any(line.split()[2] in {"cgroup", "cgroup2"} for line in Path("/proc/mounts").read_text().splitlines()):
         reasons.append("no cgroup hierarchy is mounted below /sys/fs/cgroup; Docker needs it")
     if shutil.which("unshare", path=PATH):

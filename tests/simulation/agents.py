@@ -291,6 +291,8 @@ class Agent(Process):
         self.store = Client(self.sim, self, self.place, self.sim.backend)
         self.stamper = Numbered(self.sim, self.name, self.boot)
         self.inbox = self.store.keys.inbox(self.host.name)
+        self.polled = -1
+        """Revision up to which the follower has given everything."""
         self.follower: MemoryFollower = self.sim.backend.follow(self.inbox)
         self.watched = Watched()
         self.runners: dict[str, Runner] = {}
@@ -308,10 +310,11 @@ class Agent(Process):
 
     def watch(self, *, drop: bool = False) -> bool:
         """Take one item of the watch; whether there was one."""
-        if self.sim.world.etcd[self.place] != "up":
+        if self.sim.world.etcd[self.place] != "up" or self.polled == self.sim.backend._revision:
             return False
         item = self.follower.poll(0)
         if item is None:
+            self.polled = self.sim.backend._revision
             return False
         self.watched.note(item)
         if drop:
@@ -480,6 +483,7 @@ class Coordinator(Process):
         self.follower: Follower | None = None
         self.resync = False
         self.look_at = 0.0
+        self.polled = -1
 
     def kill(self) -> None:
         self.alive = self.frozen = False
@@ -525,6 +529,7 @@ class Coordinator(Process):
         prefixes = (keys.migrations, keys.requests, keys.controls)
         self.follower = self.sim.backend.follow(prefixes, contents=False)
         self.watched = Watched()
+        self.polled = -1
         self.resync = False
         return True
 
@@ -544,11 +549,15 @@ class Coordinator(Process):
             return True
         if self.sim.world.etcd[self.place] != "up":
             return False
+        waiting = bool(service._waiting)
+        if self.polled == self.sim.backend._revision and not waiting:
+            return False
         item = self.follower.poll(0)
-        if item is not None:
+        if item is None:
+            self.polled = self.sim.backend._revision
+        else:
             self.watched.note(item)
             service._take(item)
-        waiting = bool(service._waiting)
         service._look_again()
         if service._halted:
             self.sim.violation("P6", f"{self.name} refuses to act: {service._halted}")

@@ -19,9 +19,10 @@ from typing import Any
 from coordinator import lifecycle
 from events.errors import CargoError, PermanentError, TransientError
 from events.memory import MemoryStore
+from events.schema import EVENT_TYPES
 from events.store import Delete, Put
 from tests.simulation.agents import Agent, Coordinator, Killed, Process, tame_clock
-from tests.simulation.invariants import Checker, Violation
+from tests.simulation.invariants import NEEDS, Checker, Violation
 from tests.simulation.transcript import Transcript
 from tests.simulation.world import PATHS, VOLUME, Container, Host, Volume, World
 
@@ -39,6 +40,8 @@ MOODS = {
     "anything": ("abort", "rollback", "pause", "resume", "resume", "finalise", "nonsense"),
 }
 """What the person of this seed asks for."""
+MOMENTS = tuple(sorted(NEEDS)) + tuple(sorted(set(EVENT_TYPES) - {"rejected", "step_failed", "step_recovered"}))
+"""Effects and events at which a seed may aim a control or a fault."""
 POLICIES = ("always", "unless-stopped", "on-failure", "no")
 
 
@@ -78,11 +81,17 @@ class Simulation:
         self.transcript = Transcript()
         self.backend = MemoryStore(clock=lambda: self.clock)
         self.world = World()
-        self.world.excused = False
         self.mood = self.rng.choice(("leave it", "leave it", "give up", "go back", "go back", "anything"))
         self.policy = self.rng.choice(POLICIES)
         self.fault_rate = self.rng.choice((0.0, 0.02, 0.05, 0.12))
         self.write_rate = self.rng.choice((0.03, 0.15))
+        self.control_at = self.rng.choice(MOMENTS) if self.rng.random() < 0.6 else ""
+        self.trouble_at = self.rng.choice(MOMENTS) if self.rng.random() < 0.7 else ""
+        self.control_in = self.trouble_in = -1
+        """Steps until the person speaks, or something breaks, once the moment has come."""
+        self.fail_next_effect = False
+        self.touches = 1 if self.rng.random() < 0.3 else 0
+        """How often somebody may still end the workload from outside."""
         self.checker = Checker(self)
         self.agents = [Agent(self, host) for host in self.world.hosts.values()]
         self.coordinators = [Coordinator(self, "c1"), Coordinator(self, "c2")]
@@ -111,6 +120,13 @@ class Simulation:
     def say(self, who: str, words: str, *values: object) -> None:
         """One line of the transcript."""
         self.transcript.add(self.steps, self.depth, who, words, values)
+
+    def moment(self, name: str) -> None:
+        """An event was appended, or an effect begins: this is where control and trouble are aimed at."""
+        if name == self.control_at:
+            self.control_at, self.control_in = "", self.rng.randint(0, 8)
+        if name == self.trouble_at:
+            self.trouble_at, self.trouble_in = "", self.rng.randint(0, 8)
 
     def violation(self, rule: str, words: str) -> None:
         """A promise is broken."""
@@ -166,6 +182,10 @@ class Simulation:
         """A tool, a disk or Docker fails."""
         if not self.faults:
             return
+        if self.fail_next_effect:
+            self.fail_next_effect = False
+            self.say(agent.name, "meets a passing error, aimed at it")
+            raise TransientError("an aimed error")
         roll = self.rng.random()
         if roll < self.fault_rate / 3:
             self.say(agent.name, "meets a passing error")
@@ -223,7 +243,13 @@ class Simulation:
         rng = self.rng
         self.clock += rng.random() * 0.4
         roll = rng.random()
-        if roll < self.fault_rate / 2:
+        self.control_in -= 1
+        self.trouble_in -= 1
+        if self.control_in == 0 and self.checker.records:
+            self._control(rng.choice(sorted(self.checker.records)))
+        elif self.trouble_in == 0:
+            self._trouble()
+        elif roll < self.fault_rate / 2:
             self._fault()
         elif roll < self.fault_rate / 2 + (0.025 if self.requests else 0.3):
             self._person()
@@ -276,7 +302,7 @@ class Simulation:
 
     def _person(self) -> None:
         rng = self.rng
-        if self.requests == 0 or (rng.random() < 0.1 and self.requests < 3):
+        if self.requests == 0 or (rng.random() < 0.04 and self.requests < 3):
             self._request()
             return
         ids = sorted(self.checker.records)
@@ -284,10 +310,12 @@ class Simulation:
         if self.mood == "go back" and roll < 0.6:
             ids = [one for one in ids if "target_claimed" in self.checker.records[one].types]
         if roll < 0.12:
-            self._touch_container()
-        elif roll < 0.2:
+            if self.touches:
+                self.touches -= 1
+                self._touch_container()
+        elif roll < 0.16:
             self._repeat_request()
-        elif ids and roll < 0.75:
+        elif ids and roll < 0.6:
             self._control(rng.choice(ids))
 
     def _request(self) -> None:
@@ -350,6 +378,7 @@ class Simulation:
         if how == "is stopped" and self.rng.random() < 0.3:
             self.say("a person", "removes %s", container.name)
             host.containers.pop(container.id, None)
+            self.world.removed = True
 
     # --- faults --------------------------------------------------------------------------------
 
@@ -362,6 +391,16 @@ class Simulation:
             )
         )  # fmt: skip
         choice()
+
+    def _trouble(self) -> None:
+        """What happens at the very moment that this seed is about."""
+        choice: Callable[[], None] = self.rng.choice(
+            (self._reboot, self._reboot, self._docker_restart, self._kill, self._cut_link, self._cut_etcd, self._fail)
+        )
+        choice()
+
+    def _fail(self) -> None:
+        self.fail_next_effect = True
 
     def _pick(self, wanted: Callable[[Process], bool]) -> Process | None:
         found = [process for process in self.processes if not process.busy and wanted(process)]

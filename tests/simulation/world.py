@@ -196,6 +196,8 @@ class World:
         self.cut_short: set[str] = set()
         self.excused = False
         """Somebody, or its own policy, has ended the workload for good."""
+        self.removed = False
+        """Somebody has removed the container."""
         self.started: Callable[[Host, Container, str], None] = lambda _host, _container, _who: None
 
     def running(self) -> list[tuple[Host, Container]]:

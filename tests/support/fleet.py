@@ -43,7 +43,7 @@ VOLUMES = "/var/lib/docker/volumes"
 EVENT_SECONDS = 45.0
 END_SECONDS = 60.0
 INBOX_SECONDS = 10.0
-TOOLS = ("sshfs", "mergerfs", "rsync")
+TOOLS = ("sshfs", "rsync")
 STRAIGHT = (
     "requested",
     "prepare_ordered",
@@ -191,6 +191,10 @@ class Fleet:
         self._migrations.append(migration)
         self.put_request(migration, json.dumps({"container": container, "source": source, "target": target, **more}))
 
+    def adopt(self, migration: str) -> None:
+        """Clean up after this migration too, which was asked for by other means."""
+        self._migrations.append(migration)
+
     def control(self, migration: str, wish: str | bytes | Mapping[str, Any]) -> None:
         """Put a control; returns once the coordinator has taken it."""
         key = self.keys.controls + migration
@@ -268,7 +272,7 @@ class Fleet:
         for line in Path(f"/proc/{where.pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
             left, _, right = line.partition(" - ")
             point, kind, origin = left.split(" ")[4], right.split(" ")[0], right.split(" ")[1]
-            if "cargo-union" in origin or kind in ("fuse.sshfs", "fuse.mergerfs") or "/.cargo-" in point:
+            if "cargo-union" in origin or kind in ("fuse.sshfs", "fuse.cargo") or "/.cargo-" in point:
                 found.append(f"{point} ({kind})")
         return found
 
@@ -281,7 +285,7 @@ class Fleet:
             with contextlib.suppress(OSError):
                 if os.readlink(place / "ns" / "pid") == namespace:
                     words = (place / "cmdline").read_bytes().split(b"\0")
-                    if os.path.basename(words[0]).decode(errors="replace") in TOOLS:
+                    if os.path.basename(words[0]).decode(errors="replace") in TOOLS or b"hostd.lower" in words:
                         found.append(b" ".join(words).decode(errors="replace").strip())
         return found
 

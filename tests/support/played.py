@@ -61,7 +61,7 @@ def _next(events: list[Event], row: Row) -> Event:
     number = len(events) + 1
     stamp = Stamp(
         uuid=row.uuid or f"u{number}",
-        at=row.at or f"2030-01-01T00:00:{number % 60:02d}.000Z",
+        at=row.at or f"2020-01-01T00:00:{number % 60:02d}.000Z",
         by=row.by,
         boot=row.boot or f"{row.by} 1",
         epoch=row.epoch,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from events.errors import TransientError
 from hostd import mounts
 from hostd.federation import Union
 from hostd.manifest import Entry, compare, order_key, walk
@@ -39,6 +40,18 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def unmount_below(directory: Path) -> None:
+    """Unmount everything there, from the top down; the server of a lower layer lets go of the layer's own a moment later."""
+
+    def all_gone() -> bool:
+        with contextlib.suppress(TransientError):
+            for record in reversed(mounts.mounts_below(directory)):
+                mounts.unmount(record.point)
+        return not mounts.mounts_below(directory)
+
+    wait_for(all_gone)
+
+
 class Link:
     """An sshd as the source, and the target's transport to it."""
 
@@ -51,8 +64,7 @@ class Link:
         """End everything, whatever state a failed test left it in."""
         with contextlib.suppress(Exception):
             self.sshd.thaw()
-        for record in reversed(mounts.mounts_below(self.directory)):
-            mounts.unmount(record.point)
+        unmount_below(self.directory)
         self.transport.close()
         self.sshd.stop()
         subprocess.run(["rm", "-rf", "--", str(self.directory)], check=True)
@@ -127,8 +139,7 @@ class Stand:
 
     def close(self) -> None:
         """Unmount, whatever happened."""
-        for record in reversed(mounts.mounts_below(self.base)):
-            mounts.unmount(record.point)
+        unmount_below(self.base)
 
 
 def snapshot(tree: Path) -> Snapshot:

@@ -69,3 +69,28 @@ def test_a_limit_that_is_no_number_is_refused(raw: bytes) -> None:
 def test_a_limit_is_refused_once_everything_has_arrived() -> None:
     reply = answer(parse(b'{"control":"bwlimit","kib":5}'), fold(History().up_to("fill_finished").events))
     assert isinstance(reply, schema.ControlRefused)
+
+
+def test_a_retry_is_answered_while_a_step_fails_and_refused_otherwise() -> None:
+    history = History().up_to("target_started")
+    assert isinstance(answer(parse(b"retry"), fold(history.events)), schema.ControlRefused)
+    failed = schema.StepFailed(step="fill", reason="no room", retrying=True, attempt=1, advice="make room")
+    history.add(failed, by="hostd/beta")
+    reply = answer(parse(b'{"control":"retry","reason":"there is room"}'), fold(history.events))
+    assert reply == schema.Resumed(by_person="there is room")
+
+
+def test_a_retry_moves_no_machine() -> None:
+    history = History().up_to("target_started")
+    history.add(schema.StepFailed(step="fill", reason="no room", retrying=True, attempt=1, advice=""), by="hostd/beta")
+    before = fold(history.events)
+    history.add("resumed")
+    after = fold(history.events)
+    assert (after.state, after.failures, after.paused) == (before.state, before.failures, before.paused)
+
+
+def test_a_retry_does_not_end_a_pause() -> None:
+    history = History().up_to("sync_armed")
+    history.add("paused")
+    history.add(schema.StepFailed(step="sync", reason="no room", retrying=True, attempt=1, advice=""), by="hostd/beta")
+    assert isinstance(answer(parse(b"retry"), fold(history.events)), schema.ControlRefused)

@@ -55,7 +55,7 @@ def test_all_mistakes_of_a_host_file_are_listed_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["name=alpha", "[host", "\x00", "[host]\nname=a\nname=b\n"])
 def test_what_is_no_ini_file_is_said_without_a_trace(tmp_path: Path, text: str) -> None:
-    with pytest.raises(SettingsError, match="cannot be read|mistakes"):
+    with pytest.raises(SettingsError, match=r"cannot be read|mistakes"):
         host_settings.load(write(tmp_path, text))
 
 

@@ -1,0 +1,1 @@
+"""Which fault of the catalogue is checked by which test."""

@@ -1,0 +1,390 @@
+"""Deliberate defects, one at a time: the simulator must find each of them (P19).
+
+A ``Bug`` patches the product's own cores, its loop, the store, or one model effect, for as long as its context lasts.
+Some of them are defects that the simulator itself has found in the product before; they stay here so that they would
+be found again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+from coordinator import admission, lifecycle
+from events.decision import Decision
+from events.errors import ConflictError, PermanentError, TransientError
+from events.following import Changes, Snapshot
+from events.machine import Table
+from events.memory import MemoryFollower
+from events.schema import Data, Event, ReleaseOrdered
+from events.store import NoAnswerError, Store
+from hostd import source, target
+from hostd.plan import Plan, Step
+from hostd.turn import Draft, Operation, Perform, Turns
+from tests.simulation import effects
+from tests.simulation.effects import Ctx, Performance, nothing
+from tests.simulation.scheduler import Result, run_seed
+
+Plant = Callable[[contextlib.ExitStack], None]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One defect and how to plant it."""
+
+    name: str
+    words: str
+    rules: tuple[str, ...]
+    """The invariants that may catch it."""
+    plant: Plant
+    seed: int = 0
+    """One that shows it, as the product is now."""
+
+    @contextlib.contextmanager
+    def planted(self) -> Iterator[None]:
+        """The defect is there while this lasts."""
+        with contextlib.ExitStack() as stack:
+            self.plant(stack)
+            yield
+
+    def hunt(self, seeds: range) -> Result | None:
+        """The first of ``seeds`` that shows the defect."""
+        with self.planted():
+            return next((result for seed in seeds if not (result := run_seed(seed)).good), None)
+
+
+def _run(stack: contextlib.ExitStack, **verbs: Callable[[Ctx], Performance]) -> None:
+    stack.enter_context(mock.patch.dict(effects.RUN, verbs))
+
+
+def _step(stack: contextlib.ExitStack, plan: Plan, state: str, step: Step) -> None:
+    stack.enter_context(mock.patch.dict(plan.steps, {state: step}))
+
+
+def _patch(stack: contextlib.ExitStack, where: Any, name: str, value: Any) -> None:
+    stack.enter_context(mock.patch.object(where, name, value))
+
+
+def _allow(stack: contextlib.ExitStack, table: Table, event: str, states: tuple[str, ...], then: str) -> None:
+    """A row too many."""
+    original = table.next
+    stack.enter_context(
+        mock.patch.object(
+            table, "next", lambda state, what: then if what == event and state in states else original(state, what)
+        )
+    )
+
+
+# --- the defects -----------------------------------------------------------------------------------
+
+
+def start_before_claim(stack: contextlib.ExitStack) -> None:
+    step = target.PLAN.steps["uniting"]
+    _step(stack, target.PLAN, "uniting", replace(step, effects=(*step.effects, "start_container")))
+
+
+def policy_not_disarmed(stack: contextlib.ExitStack) -> None:
+    def disarm(ctx: Ctx) -> Performance:
+        effects.note_stop(ctx)
+        yield
+
+    def stop(ctx: Ctx) -> Performance:
+        container = ctx.source_container()
+        if container is None:
+            raise PermanentError("the container is gone")
+        yield
+        ctx.agent.world_stop(container)
+        return {"exit_code": 0, "unclean": False, "stopped_at": "then"}
+
+    _run(stack, disarm_restart=disarm, stop_container=stop)
+
+
+def failed_sync_is_success(stack: contextlib.ExitStack) -> None:
+    real = effects.pull_round
+
+    def pull(ctx: Ctx) -> Performance:
+        try:
+            return (yield from real(ctx))
+        except TransientError:
+            return {"bytes_moved": 0, "files": 0, "duration_seconds": 0.1}
+
+    _run(stack, pull_round=pull)
+
+
+def watch_resumed_too_far(stack: contextlib.ExitStack) -> None:
+    real = MemoryFollower._next
+
+    def skipping(self: MemoryFollower, prefix: str, cursor: int | None) -> Snapshot | Changes | None:
+        found = real(self, prefix, cursor)
+        if isinstance(found, Changes) and found.revision % 7 == 0:
+            self._cursors[prefix] = found.revision + 1
+        return found
+
+    _patch(stack, MemoryFollower, "_next", skipping)
+
+
+def blind_retry(stack: contextlib.ExitStack) -> None:
+    real = Store.append
+
+    def append(self: Store, migration: str, previous: Event | None, data: Data, **rest: Any) -> Event:
+        once = mock.patch.object(self, "_settled", lambda attempt, _read_back, _seconds: attempt())
+        for _ in range(5):
+            try:
+                with once:
+                    return real(self, migration, previous, data, **rest)
+            except ConflictError:
+                raise
+            except Exception as error:
+                if not isinstance(error.__cause__ or error, NoAnswerError):
+                    raise
+                with contextlib.suppress(NoAnswerError):
+                    events = self.read(migration)
+                    previous = events[-1] if events else None
+        return real(self, migration, previous, data, **rest)
+
+    _patch(stack, Store, "append", append)
+
+
+def lost_deletion(stack: contextlib.ExitStack) -> None:
+    _patch(stack, effects, "there_now", lambda tree, paths: {path: True for path in sorted(paths) if path in tree})
+
+
+def stop_before_order(stack: contextlib.ExitStack) -> None:
+    _step(stack, source.PLAN, "armed", Step("hasten", ("disarm_restart", "stop_container")))
+
+
+def stale_epoch(stack: contextlib.ExitStack) -> None:
+    real = Store.append
+
+    def unguarded(self: Store, migration: str, previous: Event | None, data: Data, **rest: Any) -> Event:
+        return real(self, migration, previous, data, **(rest | {"guard": None}))
+
+    _patch(stack, Store, "append", unguarded)
+
+
+def tracker_trusted_after_restart(stack: contextlib.ExitStack) -> None:
+    def publish(ctx: Ctx) -> Performance:
+        tracker, _ = effects.ensure_tracker(ctx)
+        files = ctx.volume().files
+        yield
+        entries = effects.there_now(files, tracker.marks)
+        return {"dirty": (effects.publish(ctx, "stopped", entries, everything=False),)}
+
+    _run(stack, vouch_for_tracking=nothing, publish_dirty=publish)
+
+
+def overflow_ignored(stack: contextlib.ExitStack) -> None:
+    def arm(tracker: effects.Tracker, generation: int) -> tuple[set[str], bool]:
+        seen, _ = real(tracker, generation)
+        return (seen if tracker.before_trusted else set()), True
+
+    real = effects.tracker_arm
+    _patch(stack, effects, "tracker_arm", arm)
+
+
+def round_without_its_list(stack: contextlib.ExitStack) -> None:
+    real = effects.arm_tracking
+
+    def arm(ctx: Ctx) -> Performance:
+        yield from real(ctx)
+        return {"dirty": ()}
+
+    _run(stack, arm_tracking=arm)
+
+
+def release_before_verified(stack: contextlib.ExitStack) -> None:
+    _allow(stack, lifecycle.TABLE, "release_ordered", ("verify",), "release")
+    real = lifecycle.decide
+
+    def decide(state: lifecycle.Lifecycle) -> Decision:
+        return lifecycle._order(state, ReleaseOrdered(), "too early") if state.state == "verify" else real(state)
+
+    _patch(stack, lifecycle, "decide", decide)
+
+
+def rollback_carries_nothing(stack: contextlib.ExitStack) -> None:
+    def carry(_ctx: Ctx) -> Performance:
+        yield
+        return {"bytes_moved": 0, "files": 0}
+
+    _run(stack, carry_back=carry)
+
+
+def abort_after_claim(stack: contextlib.ExitStack) -> None:
+    _patch(stack, lifecycle, "BEFORE_CLAIM", (*lifecycle.BEFORE_CLAIM, "claimed", "fill"))
+    for table, states, then in (
+        (lifecycle.TABLE, ("claimed", "fill"), "aborting"),
+        (source.TABLE, ("yielded", "digesting", "digested"), "restoring"),
+        (target.TABLE, ("starting", "filling", "filling_digested", "filled"), "cleaning"),
+    ):
+        _allow(stack, table, "abort_ordered", states, then)
+
+
+def rollback_does_not_stop(stack: contextlib.ExitStack) -> None:
+    def recall(ctx: Ctx) -> Performance:
+        yield
+        return {"exit_code": 0, "address": ctx.host.name}
+
+    _run(stack, recall_container=recall)
+
+
+def manifest_not_applied(stack: contextlib.ExitStack) -> None:
+    _run(stack, apply_dirty=nothing)
+
+
+def started_without_its_union(stack: contextlib.ExitStack) -> None:
+    _patch(stack, effects, "mount_again", lambda _ctx, _union: None)
+
+
+def link_cut_too_early(stack: contextlib.ExitStack) -> None:
+    def filled(_ctx: Ctx) -> Performance:
+        yield
+        return {"bytes_moved": 0, "files": 0, "duration_seconds": 0.0}
+
+    def verified(_ctx: Ctx) -> Performance:
+        yield
+        return {"files": 0, "size_bytes": 0, "changed_by_container": 0}
+
+    def detach(ctx: Ctx) -> Performance:
+        yield
+        union = ctx.volume().union
+        if union is not None:
+            union.remote = False
+        return None
+
+    _run(stack, fill_replica=filled, verify_trees=verified, detach_remote=detach)
+
+
+def undo_forgets_too_early(stack: contextlib.ExitStack) -> None:
+    def undo(decision: Decision) -> Generator[Operation, Any, dict[str, Any]]:
+        outcomes: dict[str, Any] = {}
+        failed = False
+        for name in decision.effects:
+            try:
+                outcomes[name] = yield Perform(name, undo=True)
+            except TransientError:
+                failed = True
+        if failed:
+            raise TransientError("again")
+        return outcomes
+
+    _patch(stack, Turns, "_undo", staticmethod(undo))
+
+
+def stop_not_noted_before_disarming(stack: contextlib.ExitStack) -> None:
+    real = effects.stop_container
+
+    def stop(ctx: Ctx) -> Performance:
+        ctx.files["stopping"] = True
+        return (yield from real(ctx))
+
+    _patch(stack, effects, "note_stop", lambda _ctx: None)
+    _run(stack, stop_container=stop)
+
+
+def rollback_of_what_is_being_removed(stack: contextlib.ExitStack) -> None:
+    _patch(
+        stack,
+        lifecycle.Lifecycle,
+        "reversible",
+        property(lambda self: self.state in lifecycle.AFTER_CLAIM and self.kept_as is not None),
+    )
+
+
+def union_gone_while_it_is_read(stack: contextlib.ExitStack) -> None:
+    step = target.PLAN.steps["yielding"]
+    without = tuple(name for name in step.effects if name != "mount_union")
+    _step(stack, target.PLAN, "yielding", replace(step, effects=without))
+    _step(stack, target.PLAN, "yielded", Step("offer", ("provide_image",)))
+
+
+def overtaken_step_reports(stack: contextlib.ExitStack) -> None:
+    real = Turns.draft
+
+    def draft(self: Turns, data: Data, decision: Decision) -> Draft:
+        with mock.patch.object(self, "plan", replace(self.plan, steps={self.view.state: Step(decision.step, ())})):
+            return real(self, data, decision)
+
+    _patch(stack, Turns, "draft", draft)
+
+
+def two_migrations_of_one_container(stack: contextlib.ExitStack) -> None:
+    real = admission.examine
+    _patch(
+        stack, admission, "examine", lambda key, raw, world: real(key, raw, replace(world, active={}))
+    )
+
+
+def source_revived_too_early(stack: contextlib.ExitStack) -> None:
+    _step(stack, source.PLAN, "recalling", Step("hasten", ("revive_container",)))
+
+
+def finalise_forgets_to_start(stack: contextlib.ExitStack) -> None:
+    real = effects.fold_union
+
+    def fold(ctx: Ctx) -> Performance:
+        with mock.patch.object(effects, "should_run", lambda _ctx, _container: False):
+            performance = real(ctx)
+            while True:
+                try:
+                    next(performance)
+                except StopIteration as done:
+                    outcome: effects.Outcome = done.value
+                    return outcome
+                ctx.files.pop("folding", None)
+                yield
+
+    _run(stack, fold_union=fold)
+
+
+BUGS = (
+    Bug("start_before_claim", "the target starts the container before target_claimed", ("P8", "P1"), start_before_claim),
+    Bug("policy_not_disarmed", "the source's restart policy stays", ("P10", "P1"), policy_not_disarmed),
+    Bug("failed_sync_is_success", "a pre-copy round that failed counts as done", ("P2", "P13"), failed_sync_is_success),
+    Bug("watch_resumed_too_far", "a watch goes on one revision too far", ("E13", "P13"), watch_resumed_too_far),
+    Bug("blind_retry", "an append whose reply was lost is repeated without looking", ("P6",), blind_retry),
+    Bug("lost_deletion", "what the container deleted is left out of the dirty set", ("P2", "P13"), lost_deletion),
+    Bug("stop_before_order", "the source stops before cutover_ordered", ("P8",), stop_before_order),
+    Bug("stale_epoch", "appends are not guarded by leadership, and a stale leader is obeyed", ("P9", "P6"), stale_epoch),
+    Bug(
+        "tracker_trusted_after_restart",
+        "a tracker that died with its agent is trusted",
+        ("P2", "P13"),
+        tracker_trusted_after_restart,
+    ),
+    Bug("overflow_ignored", "an overflow of the tracker's queue is taken for silence", ("P2", "P13"), overflow_ignored),
+    Bug("round_without_its_list", "a round copies without the list it was armed with", ("P2", "P13"), round_without_its_list),
+    Bug("release_before_verified", "the release is ordered before verified", ("P6", "P8"), release_before_verified),
+    Bug("rollback_carries_nothing", "a roll-back skips carry_back", ("P2",), rollback_carries_nothing),
+    Bug("abort_after_claim", "an abort is allowed after target_claimed", ("P6", "P1"), abort_after_claim),
+    Bug("rollback_does_not_stop", "a roll-back does not stop the target's container", ("P1", "P2"), rollback_does_not_stop),
+    Bug("manifest_not_applied", "the dirty manifest is not applied", ("P2", "P13"), manifest_not_applied),
+    Bug("started_without_its_union", "after a reboot the container starts on the bare place", ("P2", "P10"), started_without_its_union),
+    Bug("link_cut_too_early", "the link is cut although contents are missing", ("P2", "P4"), link_cut_too_early),
+    Bug("overtaken_step_reports", "the outcome of a step that nobody asks for any more is appended", ("P6",), overtaken_step_reports),
+    Bug("two_migrations_of_one_container", "a container that is being moved is admitted again", ("P16",), two_migrations_of_one_container),
+    Bug("source_revived_too_early", "the source starts before the target has stopped", ("P8", "P1"), source_revived_too_early),
+    Bug("undo_forgets_too_early", "a failed undo loses the evidence that the others need (found here)", ("P11",), undo_forgets_too_early),
+    Bug(
+        "stop_not_noted_before_disarming",
+        "a reboot between disarming and stop leaves the container down (found here)",
+        ("P11",),
+        stop_not_noted_before_disarming,
+    ),
+    Bug(
+        "rollback_of_what_is_being_removed",
+        "a roll-back is accepted while the source removes its copy (found here)",
+        ("P13", "P2"),
+        rollback_of_what_is_being_removed,
+    ),
+    Bug(
+        "union_gone_while_it_is_read",
+        "a target that reboots while it is rolled back shows an empty place (found here)",
+        ("P13", "P2"),
+        union_gone_while_it_is_read,
+    ),
+    Bug("finalise_forgets_to_start", "a crash while finalising leaves the container down (found here)", ("P13",), finalise_forgets_to_start),
+)  # fmt: skip

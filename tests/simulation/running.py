@@ -1,0 +1,57 @@
+"""Many seeds, on one or several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from tests.simulation.scheduler import Result, run_seed
+
+CHUNK = 25
+MAX_FAILURES = 20
+"""More would only hide the first."""
+
+
+@dataclass
+class Summary:
+    """What became of many seeds."""
+
+    seeds: int = 0
+    events: int = 0
+    steps: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """How often a migration ended in each state."""
+    failures: list[Result] = field(default_factory=list)
+
+
+def run_many(first: int, count: int, jobs: int, *, tell: Callable[[int], None] | None = None) -> Summary:
+    """Run ``count`` seeds from ``first`` on. Stops early after MAX_FAILURES broken promises."""
+    summary = Summary()
+    for result in _results(range(first, first + count), jobs):
+        summary.seeds += 1
+        summary.events += result.events
+        summary.steps += result.steps
+        summary.outcomes.update(result.outcomes or ("nothing was asked for",))
+        if not result.good:
+            summary.failures.append(result)
+        if tell is not None and summary.seeds % 100 == 0:
+            tell(summary.seeds)
+        if len(summary.failures) >= MAX_FAILURES:
+            break
+    summary.failures.sort(key=lambda result: result.seed)
+    return summary
+
+
+def _results(seeds: range, jobs: int) -> Iterator[Result]:
+    if jobs <= 1:
+        yield from map(_lean, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap_unordered(_lean, seeds, chunksize=CHUNK)
+
+
+def _lean(seed: int) -> Result:
+    result = run_seed(seed)
+    return result if not result.good else replace(result, transcript="")
