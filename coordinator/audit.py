@@ -37,8 +37,6 @@ from events.schema import (
     head_after,
 )
 
-REPORTED_ANY_TIME = frozenset({"step_failed", "step_recovered"})
-"""What an agent may say of a step besides its outcome."""
 ENDS_AFTER_COMPLETED = frozenset({"finalised", "rolled_back"})
 
 
@@ -260,8 +258,8 @@ def _walk_agents(events: list[Event]) -> Iterator[Finding]:
 
 
 def _answer(walk: AgentWalk, event: Event) -> Iterator[Finding]:
-    reported = event.type in REPORTED_ANY_TIME and walk.step is not None
-    if not reported and event.type not in walk.outcomes:
+    aside = event.type in AGENTS[walk.role].table.ignored and walk.step is not None  # a failure, a report on the way
+    if not aside and event.type not in walk.outcomes:
         yield Finding(
             event.seq, "pairing", f"nobody asked the {walk.role} for {event.type}: its machine was {walk.state!r}"
         )

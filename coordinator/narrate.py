@@ -48,12 +48,16 @@ _PROGRESS: dict[str, Callable[[float], str]] = {
 }
 
 
+MOST_TOLD = 1e18
+"""More than any host holds: a larger number, or NaN, is no amount and is shown as it came."""
+
+
 def progress(fields: Mapping[str, object]) -> str:
     """What a host says of a transfer, in words; fields that are not known here are shown as they are."""
     told = []
     for name, value in fields.items():
         known = _PROGRESS.get(name)
-        if known is not None and isinstance(value, int | float) and math.isfinite(value):
+        if known is not None and isinstance(value, int | float) and 0 <= value < MOST_TOLD:
             told.append(known(value))
         else:
             told.append(str(value) if name in ("step", "phase", "mount") else f"{name} {value}")

@@ -13,10 +13,13 @@ from tests.simulation.scheduler import Simulation
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when every promise was kept."""
     parser = argparse.ArgumentParser(
-        prog="scripts/simulate", description="The same cores, a simulated fleet, and a seed that decides all that happens."
+        prog="scripts/simulate",
+        description="The same cores, a simulated fleet, and a seed that decides all that happens.",
     )
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many seeds to run (default: 1000)")
-    parser.add_argument("--from", type=int, default=0, dest="first", metavar="SEED", help="the first of them (default: 0)")
+    parser.add_argument(
+        "--from", type=int, default=0, dest="first", metavar="SEED", help="the first of them (default: 0)"
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="how many processes (default: 1)")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and print everything that happened")
     options = parser.parse_args(arguments)

@@ -461,8 +461,8 @@ class _Clock:
 
 def tame_clock(sim: Simulation) -> None:
     """Give the coordinator's service the simulation's clock."""
-    _Clock.now = lambda: sim.clock  # type: ignore[method-assign]
-    service_module.time = _Clock  # type: ignore[assignment]
+    _Clock.now = staticmethod(lambda: sim.clock)
+    service_module.__dict__["time"] = _Clock
 
 
 class Coordinator(Process):

@@ -754,9 +754,7 @@ def verify_trees(ctx: Ctx) -> Performance:
         raise PermanentError("the mark of the mount is missing")
     seen = visible_tree(ctx, volume)
     wrong = sorted(
-        path
-        for path in expected.keys() | seen.keys()
-        if path not in changed and expected.get(path) != seen.get(path)
+        path for path in expected.keys() | seen.keys() if path not in changed and expected.get(path) != seen.get(path)
     )
     if wrong:
         raise PermanentError(f"the tree differs from the frozen source at {', '.join(wrong)}")

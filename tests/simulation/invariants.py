@@ -235,9 +235,8 @@ class Checker:
             raise Violation("P6", f"{migration}: {event.type} after {', '.join(before)}")
         if event.type == "carried_back" and not record.types & {"target_stopped", "target_asserted_off"}:
             raise Violation("P12", f"{migration}: carried_back although the target may still run")
-        if event.by.startswith("coordinator/"):
-            if self.leader != event.epoch:
-                raise Violation("P9", f"{migration}: {event.type} of epoch {event.epoch}, which does not lead")
+        if event.by.startswith("coordinator/") and self.leader != event.epoch:
+            raise Violation("P9", f"{migration}: {event.type} of epoch {event.epoch}, which does not lead")
         if isinstance(event.data, Requested):
             rivals = [
                 other
@@ -294,7 +293,7 @@ class Checker:
             if "abort_ordered" not in types and not {"rollback_ordered", "source_restored"} <= types:
                 raise Violation("P8", f"{host.name} undoes {name} of {migration} without an order")
             return
-        missing = [event for event in NEEDS.get(name, ('requested',)) if event not in types]
+        missing = [event for event in NEEDS.get(name, ("requested",)) if event not in types]
         if missing:
             raise Violation("P8", f"{host.name} performs {name} of {migration} without {', '.join(missing)}")
 
@@ -328,9 +327,9 @@ class Checker:
         log = self.sim.backend._log
         for prefix, since in watched.since.items():
             for revision, changes in log:
-                if revision > since and revision not in watched.seen[prefix]:
-                    if any(change.key.startswith(prefix) for change in changes):
-                        raise Violation("E13", f"the watch of {name} on {prefix} never gave revision {revision}")
+                unseen = revision > since and revision not in watched.seen[prefix]
+                if unseen and any(change.key.startswith(prefix) for change in changes):
+                    raise Violation("E13", f"the watch of {name} on {prefix} never gave revision {revision}")
 
     def final(self) -> None:
         """All faults have stopped, everything has come to rest."""

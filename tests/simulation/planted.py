@@ -27,6 +27,7 @@ from hostd.turn import Draft, Operation, Perform, Turns
 from tests.simulation import effects
 from tests.simulation.effects import Ctx, Performance, nothing
 from tests.simulation.scheduler import Result, run_seed
+from tests.simulation.world import Tracker
 
 Plant = Callable[[contextlib.ExitStack], None]
 
@@ -90,6 +91,7 @@ def policy_not_disarmed(stack: contextlib.ExitStack) -> None:
     def disarm(ctx: Ctx) -> Performance:
         effects.note_stop(ctx)
         yield
+        return None
 
     def stop(ctx: Ctx) -> Performance:
         container = ctx.source_container()
@@ -177,7 +179,7 @@ def tracker_trusted_after_restart(stack: contextlib.ExitStack) -> None:
 
 
 def overflow_ignored(stack: contextlib.ExitStack) -> None:
-    def arm(tracker: effects.Tracker, generation: int) -> tuple[set[str], bool]:
+    def arm(tracker: Tracker, generation: int) -> tuple[set[str], bool]:
         seen, _ = real(tracker, generation)
         return (seen if tracker.before_trusted else set()), True
 
@@ -313,9 +315,7 @@ def overtaken_step_reports(stack: contextlib.ExitStack) -> None:
 
 def two_migrations_of_one_container(stack: contextlib.ExitStack) -> None:
     real = admission.examine
-    _patch(
-        stack, admission, "examine", lambda key, raw, world: real(key, raw, replace(world, active={}))
-    )
+    _patch(stack, admission, "examine", lambda key, raw, world: real(key, raw, replace(world, active={})))
 
 
 def source_revived_too_early(stack: contextlib.ExitStack) -> None:

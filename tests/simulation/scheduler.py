@@ -42,6 +42,15 @@ MOODS = {
 """What the person of this seed asks for."""
 MOMENTS = tuple(sorted(NEEDS)) + tuple(sorted(set(EVENT_TYPES) - {"rejected", "step_failed", "step_recovered"}))
 """Effects and events at which a seed may aim a control or a fault."""
+LATE_MOMENTS = (
+    "target_claimed", "start_container", "target_started", "fill_replica", "digest_trees", "fill_finished",
+    "verify_trees", "verified", "release_ordered", "retire_container", "source_released", "completed", "fold_union",
+    "finalise_ordered", "finalised",
+)  # fmt: skip
+WAY_BACK_MOMENTS = (
+    "rollback_ordered", "recall_container", "list_changes", "target_stopped", "carry_back", "carried_back",
+    "revive_container", "source_restored", "abort_ordered", "target_cleaned",
+)  # fmt: skip
 POLICIES = ("always", "unless-stopped", "on-failure", "no")
 
 
@@ -87,6 +96,10 @@ class Simulation:
         self.write_rate = self.rng.choice((0.03, 0.15))
         self.control_at = self.rng.choice(MOMENTS) if self.rng.random() < 0.6 else ""
         self.trouble_at = self.rng.choice(MOMENTS) if self.rng.random() < 0.7 else ""
+        if self.mood == "go back" or (self.mood == "give up" and self.rng.random() < 0.4):
+            self.control_at = self.rng.choice(LATE_MOMENTS)
+            if self.rng.random() < 0.5:
+                self.trouble_at = self.rng.choice(WAY_BACK_MOMENTS)
         self.control_in = self.trouble_in = -1
         """Steps until the person speaks, or something breaks, once the moment has come."""
         self.fail_next_effect = False
@@ -341,9 +354,7 @@ class Simulation:
 
     def _control(self, migration: str) -> None:
         record = self.checker.records[migration]
-        control: dict[str, Any] = {
-            "control": self.rng.choice(MOODS[self.mood])
-        }
+        control: dict[str, Any] = {"control": self.rng.choice(MOODS[self.mood])}
         if control["control"] == "rollback" and self.rng.random() < 0.3:
             control["discard_target_writes"] = True
             target = self.world.hosts["beta"]
@@ -549,7 +560,8 @@ class Simulation:
                 return
 
     def _watches_gave_everything(self) -> None:
-        for process in (*self.agents, *self.coordinators):
+        processes: list[Agent | Coordinator] = [*self.agents, *self.coordinators]
+        for process in processes:
             follower = process.follower
             if follower is None:
                 continue

@@ -115,9 +115,14 @@ class Player:
     def fail(self, host: str, reason: str, *, retrying: bool = True) -> Player:
         """The step that ``host`` is at fails."""
         plan = next(plan for plan, author in self._plans if author == host)
-        decision = plan.decide(self._views[host], host)
-        data = schema.StepFailed(step=decision.step, reason=reason, retrying=retrying, attempt=1, advice="wait")
-        self._append(Row(data, host, decision.cause))
+        step = plan.decide(self._views[host], host).step
+        data = schema.StepFailed(step=step, reason=reason, retrying=retrying, attempt=1, advice="wait")
+        return self.report(host, data)
+
+    def report(self, host: str, data: Data) -> Player:
+        """``host`` says something on the way of the step that it is at."""
+        plan = next(plan for plan, author in self._plans if author == host)
+        self._append(Row(data, host, plan.decide(self._views[host], host).cause))
         return self
 
     def run(self, until: str = "", *, silent: str = "") -> Player:

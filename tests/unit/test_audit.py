@@ -16,7 +16,7 @@ from coordinator.recording import Recording
 from events import schema
 from events.schema import decode_head
 from tests.support import played
-from tests.support.histories import COORDINATOR, SOURCE, TARGET
+from tests.support.histories import COORDINATOR, SAMPLES, SOURCE, TARGET
 from tests.support.played import Player, Row, chained, rebuilt, recorded
 
 Rows = list[Row]
@@ -36,6 +36,7 @@ LEGAL: dict[str, Callable[[], Player]] = {
         Player().run("target_started").fail(TARGET, "no room").control("retry").run("completed")
     ),
     "failing for good": lambda: Player().run("source_prepared").fail(TARGET, "no", retrying=False).run("aborted"),
+    "healthy": lambda: Player().run("target_started").report(TARGET, SAMPLES["health_reported"]).run("completed"),
     "cold": lambda: Player(schema.Request(container="w", source="alpha", target="beta", strategy="cold")).run(),
 }
 

@@ -96,6 +96,6 @@ def test_progress_is_told_in_words_and_what_is_not_known_is_shown_as_it_is() -> 
     assert progress({"safe_to_switch_off_source": True}) == "the source may be switched off"
 
 
-@pytest.mark.parametrize("value", [None, "many", [1], {"a": 1}, math.nan, math.inf])
+@pytest.mark.parametrize("value", [None, "many", [1], {"a": 1}, math.nan, math.inf, 10**400, -1])
 def test_progress_of_a_strange_kind_does_not_hurt(value: object) -> None:
     assert progress({"bytes": value, "remaining_seconds": value})
