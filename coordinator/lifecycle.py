@@ -364,7 +364,9 @@ def waiting_for(lifecycle: Lifecycle) -> str:
     target = request.target if request else "the target"
     failing = "; ".join(f"{where} failed ({failed.reason}); {failed.advice}" for where, failed in lifecycle.failures)
     sentence = {
+        "admit": "the request was found possible",
         "prepare": f"{source} and {target} get ready",
+        "pre_copy": f"the data is copied to {target} while the container runs on {source}",
         "cut_over": f"{target} takes over" if lifecycle.source_stopped else f"{source} stops the container",
         "claimed": f"{target} starts the container",
         "fill": f"the container runs on {target}; its remaining data is on the way from {source}",

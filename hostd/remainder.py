@@ -37,7 +37,8 @@ def decide(view: View) -> Remainder:
     dirty = [listed for listed in view.dirty() if listed.destination not in single_files]
     stale_bytes = sum(listed.stale_bytes for listed in dirty)
     stale_files = sum(listed.stale_files for listed in dirty)
-    shown = f"{stale_bytes} bytes in {stale_files} files"
+    amount = f"{stale_bytes / 1e6:.1f} MB" if stale_bytes >= 10**5 else f"{stale_bytes} bytes"
+    shown = f"{amount} in {stale_files} files"
     if view.strategy == "postcopy":
         return Remainder("federated", "postcopy: the contents follow while the container runs")
     if stale_files == 0:

@@ -238,8 +238,7 @@ class Turns:
         )
         yield Tell(decision, error, retrying, self.failures)
         report = self._report(decision, error, retrying)
-        known = self.view.failing.get(self.author)
-        if known is None or known.reason != report.reason or known.retrying != retrying:
+        if self._worth_telling(report):
             try:
                 yield Append(report, decision)
             except (ConflictError, CancelledError):
@@ -249,6 +248,13 @@ class Turns:
             return True
         yield Wait(self.failures)
         return True
+
+    def _worth_telling(self, report: StepFailed) -> bool:
+        """A step that fails for days must not fill the history: another reason is told at each doubling only."""
+        known = self.view.failing.get(self.author)
+        if known is None or known.step != report.step or known.retrying != report.retrying:
+            return True
+        return known.reason != report.reason and report.attempt >= 2 * known.attempt
 
     def _report(self, decision: Decision, error: CargoError, retrying: bool) -> StepFailed:
         reasons = error.reasons[:MAX_REASONS] if isinstance(error, RefusedError) else []

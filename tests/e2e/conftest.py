@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +13,22 @@ from tests.support.fleet import Fleet, bring_up
 
 NAME = os.environ.get("CARGO_E2E_LAB", "e2e")
 SUBNET = os.environ.get("CARGO_E2E_SUBNET", "10.77.8")
+
+
+LOG_LINES = 60
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failing test shows how the daemons' logs ended: the lab is gone when a person looks."""
+    report = yield
+    fleet = getattr(item, "funcargs", {}).get("fleet")
+    if report.failed and isinstance(fleet, Fleet):
+        for log in sorted(fleet.lab.spec.logs.glob("*.log")):
+            if log.name.endswith("hostd.log") or log.name == "coordinator.log":
+                tail = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+                report.sections.append((f"the end of {log.name}", "\n".join(tail)))
+    return report
 
 
 @dataclass

@@ -38,13 +38,13 @@ DESTINATION = "/data"
 MIB = 1024 * 1024
 
 
-class TrackingLost(PermanentError):
+class TrackingLostError(PermanentError):
     """As in the product."""
 
     code = "tracking_lost"
 
 
-class ContainerChanged(PermanentError):
+class ContainerChangedError(PermanentError):
     """As in the product."""
 
     code = "container_changed"
@@ -175,9 +175,9 @@ def describe_container(ctx: Ctx) -> Performance:
     request = ctx.view.requested
     container = ctx.host.containers.get(request.container_id)
     if container is None:
-        raise ContainerChanged("the container was removed after the request was admitted")
+        raise ContainerChangedError("the container was removed after the request was admitted")
     if container.name != request.request.container or not container.running:
-        raise ContainerChanged("the container is not running any more, or is called otherwise")
+        raise ContainerChangedError("the container is not running any more, or is called otherwise")
     yield
     ctx.files["spec"] = container.id
     return {
@@ -260,19 +260,19 @@ def vouch_for_tracking(ctx: Ctx) -> Performance:
     if ctx.stop_intended() or order.untracked:
         return None
     if ctx.view.boots.get("sync_armed") != ctx.agent.boot:
-        raise TrackingLost("the agent was restarted since the last round began")
+        raise TrackingLostError("the agent was restarted since the last round began")
     tracker = ctx.host.trackers.get(ctx.migration)
     if tracker is None or not tracker.trusted:
-        raise TrackingLost("not being watched")
+        raise TrackingLostError("not being watched")
     return None
 
 
 def disarm_restart(ctx: Ctx) -> Performance:
     container = ctx.source_container()
     if container is None:
-        raise ContainerChanged("the container has been removed")
+        raise ContainerChangedError("the container has been removed")
     if not container.running and not ctx.stop_intended():
-        raise ContainerChanged("the container has stopped by itself or by a person's hand")
+        raise ContainerChangedError("the container has stopped by itself or by a person's hand")
     note_stop(ctx)
     yield
     ctx.docker()

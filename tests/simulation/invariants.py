@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.simulation.scheduler import Simulation
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """A promise is broken: ``rule`` names it."""
 
     def __init__(self, rule: str, words: str) -> None:
@@ -154,7 +154,7 @@ class Watched:
 
 
 class Checker:
-    """Raises Violation."""
+    """Raises ViolationError."""
 
     def __init__(self, sim: Simulation) -> None:
         self.sim = sim
@@ -183,7 +183,7 @@ class Checker:
                 place = self.sim.backend.keys.parse(change.key)
                 if place is not None and place.kind == "event":
                     if change.value is None:
-                        raise Violation("P6", "an event was deleted")
+                        raise ViolationError("P6", "an event was deleted")
                     self._event(place.parts[0], change.value)
 
     def _event(self, migration: str, raw: bytes) -> None:
@@ -200,43 +200,43 @@ class Checker:
             record.source = source.PLAN.apply(record.source, event)
             record.target = target.PLAN.apply(record.target, event)
         except CargoError as error:
-            raise Violation("P6", f"{migration}: {error}") from error
+            raise ViolationError("P6", f"{migration}: {error}") from error
         stored = self.sim.backend._newest(key_bytes(self.sim.backend.keys.head(migration)))
         head = decode_head(stored.value if stored is not None and stored.value is not None else b"")
         if head.seq == event.seq and (head.digest, head.phase) != (event.digest, record.lifecycle.state):
-            raise Violation("P5", f"{migration}: the head says {head.phase}, the fold {record.lifecycle.state}")
+            raise ViolationError("P5", f"{migration}: the head says {head.phase}, the fold {record.lifecycle.state}")
         self._data(record, event)
         self.sim.moment(event.type)
 
     def _well_formed(self, migration: str, record: Record, event: Event) -> None:
         last = record.events[-1] if record.events else None
         if event.seq != len(record.events) + 1 or event.prev != (last.digest if last else GENESIS):
-            raise Violation("P6", f"{migration}: event {event.seq} does not continue the history")
+            raise ViolationError("P6", f"{migration}: event {event.seq} does not continue the history")
         if event.uuid in self.uuids:
-            raise Violation("P6", f"{migration}: the uuid of event {event.seq} was there before")
+            raise ViolationError("P6", f"{migration}: the uuid of event {event.seq} was there before")
         self.uuids.add(event.uuid)
         if event.type in ONCE and event.type in record.types:
-            raise Violation("P6", f"{migration}: a second {event.type}")
+            raise ViolationError("P6", f"{migration}: a second {event.type}")
         if not 0 <= event.cause < event.seq:
-            raise Violation("P6", f"{migration}: event {event.seq} answers event {event.cause}")
+            raise ViolationError("P6", f"{migration}: event {event.seq} answers event {event.cause}")
         roles = EVENT_TYPES[event.type].authors
         allowed = event.by.startswith("coordinator/") and "coordinator" in roles
         if record.events and isinstance(record.events[0].data, Requested):
             allowed |= any(event.by == f"hostd/{record.host(role)}" for role in roles if role != "coordinator")
         if not allowed:
-            raise Violation("P6", f"{migration}: {event.type} may not be written by {event.by}")
+            raise ViolationError("P6", f"{migration}: {event.type} may not be written by {event.by}")
 
     def _legal(self, migration: str, record: Record, event: Event) -> None:
         missing = [name for name in BEFORE.get(event.type, ()) if name not in record.types]
         if missing:
-            raise Violation("P6", f"{migration}: {event.type} without {', '.join(missing)}")
+            raise ViolationError("P6", f"{migration}: {event.type} without {', '.join(missing)}")
         before = [name for name in NEVER_AFTER.get(event.type, ()) if name in record.types]
         if before:
-            raise Violation("P6", f"{migration}: {event.type} after {', '.join(before)}")
+            raise ViolationError("P6", f"{migration}: {event.type} after {', '.join(before)}")
         if event.type == "carried_back" and not record.types & {"target_stopped", "target_asserted_off"}:
-            raise Violation("P12", f"{migration}: carried_back although the target may still run")
+            raise ViolationError("P12", f"{migration}: carried_back although the target may still run")
         if event.by.startswith("coordinator/") and self.leader != event.epoch:
-            raise Violation("P9", f"{migration}: {event.type} of epoch {event.epoch}, which does not lead")
+            raise ViolationError("P9", f"{migration}: {event.type} of epoch {event.epoch}, which does not lead")
         if isinstance(event.data, Requested):
             rivals = [
                 other
@@ -244,7 +244,7 @@ class Checker:
                 if known.events and not known.ended and known.container_id == event.data.container_id
             ]
             if rivals:
-                raise Violation("P16", f"{migration} moves a container that {rivals[0]} is moving")
+                raise ViolationError("P16", f"{migration} moves a container that {rivals[0]} is moving")
 
     def _data(self, record: Record, event: Event) -> None:
         """What the events say about whose copy counts."""
@@ -252,7 +252,7 @@ class Checker:
             volume = self.world.hosts[record.host("source")].volumes.get(VOLUME)
             files = {} if volume is None else dict(volume.files)
             if files != self.world.truth:
-                raise Violation("P2", f"the stopped source has {files}, the client was told {self.world.truth}")
+                raise ViolationError("P2", f"the stopped source has {files}, the client was told {self.world.truth}")
             record.frozen = files
             self.world.at_stop = dict(files)
         elif event.type in ("abort_ordered", "release_ordered", "target_stopped", "target_asserted_off"):
@@ -272,30 +272,32 @@ class Checker:
         running = self.world.running()
         if len(running) > 1:
             where = ", ".join(f"{container.name} on {host.name}" for host, container in running)
-            raise Violation("P1", f"two copies run: {where}")
+            raise ViolationError("P1", f"two copies run: {where}")
         if running:
             host, container = running[0]
             seen = self.world.visible(host, container)
             if seen != self.world.truth:
-                raise Violation("P2", f"on {host.name} the container sees {seen}, acknowledged is {self.world.truth}")
+                raise ViolationError(
+                    "P2", f"on {host.name} the container sees {seen}, acknowledged is {self.world.truth}"
+                )
         for migration, record in self.records.items():
             if record.frozen is not None:
                 volume = self.world.hosts[record.host("source")].volumes.get(VOLUME)
                 if volume is None or volume.files != record.frozen:
-                    raise Violation("P3", f"{migration}: the source's data was touched while it is frozen")
+                    raise ViolationError("P3", f"{migration}: the source's data was touched while it is frozen")
 
     def effect_begins(self, host: Host, migration: str, name: str, undo: bool) -> None:
         """P8: is there a durable event that allows this?"""
         self.committed()
-        self.sim.moment(name)
+        self.sim.moment(f"undo {name}" if undo else name)
         types = self.records[migration].types
         if undo:
             if "abort_ordered" not in types and not {"rollback_ordered", "source_restored"} <= types:
-                raise Violation("P8", f"{host.name} undoes {name} of {migration} without an order")
+                raise ViolationError("P8", f"{host.name} undoes {name} of {migration} without an order")
             return
         missing = [event for event in NEEDS.get(name, ("requested",)) if event not in types]
         if missing:
-            raise Violation("P8", f"{host.name} performs {name} of {migration} without {', '.join(missing)}")
+            raise ViolationError("P8", f"{host.name} performs {name} of {migration} without {', '.join(missing)}")
 
     def started(self, host: Host, container: Container, who: str) -> None:
         """A container starts: may it?"""
@@ -304,11 +306,11 @@ class Checker:
         if container.label:
             types = self.records[container.label].types
             if "target_claimed" not in types:
-                raise Violation("P1", f"{host.name} runs the container before target_claimed")
+                raise ViolationError("P1", f"{host.name} runs the container before target_claimed")
             if types & {"target_stopped", "target_asserted_off"}:
-                raise Violation("P1", f"{host.name} runs the container after it was given back")
+                raise ViolationError("P1", f"{host.name} runs the container after it was given back")
             if who == "dockerd" and container.sees != "plain":
-                raise Violation("P10", f"Docker revived the container on {host.name} without its union")
+                raise ViolationError("P10", f"Docker revived the container on {host.name} without its union")
             return
         for record in self.records.values():
             if record.container_id != container.id or record.lifecycle.state == "rejected":
@@ -316,7 +318,7 @@ class Checker:
             stopped = "source_stopped" in record.types
             if stopped and not record.types & {"abort_ordered", "carried_back"}:
                 rule = "P10" if who == "dockerd" else "P1"
-                raise Violation(rule, f"{who} starts the source's container after source_stopped")
+                raise ViolationError(rule, f"{who} starts the source's container after source_stopped")
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -329,7 +331,7 @@ class Checker:
             for revision, changes in log:
                 unseen = revision > since and revision not in watched.seen[prefix]
                 if unseen and any(change.key.startswith(prefix) for change in changes):
-                    raise Violation("E13", f"the watch of {name} on {prefix} never gave revision {revision}")
+                    raise ViolationError("E13", f"the watch of {name} on {prefix} never gave revision {revision}")
 
     def final(self) -> None:
         """All faults have stopped, everything has come to rest."""
@@ -342,7 +344,7 @@ class Checker:
                 failing = [failed.reason for _, failed in record.lifecycle.failures]
                 if self.world.removed and any("by hand" in reason for reason in failing):
                     continue  # a person removed the container, and is told what to do
-                raise Violation("P13", f"{migration} never ends: {state}; {sentence} {failing}")
+                raise ViolationError("P13", f"{migration} never ends: {state}; {sentence} {failing}")
             if state in ("aborted", "rolled_back"):
                 self._back_home(migration, record)
             elif state != "rejected":
@@ -358,16 +360,16 @@ class Checker:
             if key_text(key).startswith(prefix)
         ]
         if lifecycle.fold(stored) != record.lifecycle:
-            raise Violation("P5", f"{migration}: the coordinator's fold differs on replay")
+            raise ViolationError("P5", f"{migration}: the coordinator's fold differs on replay")
         for plan, view in ((source.PLAN, record.source), (target.PLAN, record.target)):
             if plan.fold(stored) != view:
-                raise Violation("P5", f"{migration}: the {plan.role}'s fold differs on replay")
+                raise ViolationError("P5", f"{migration}: the {plan.role}'s fold differs on replay")
         for agent in self.sim.agents:
             runner = agent.runners.get(migration) if agent.alive else None
             if runner is not None and runner.turns.view.seq == len(stored):
                 expected = record.source if runner.turns.plan.role == "source" else record.target
                 if runner.turns.view != expected:
-                    raise Violation("P5", f"{migration}: {agent.name} knows another state than the history gives")
+                    raise ViolationError("P5", f"{migration}: {agent.name} knows another state than the history gives")
 
     def _back_home(self, migration: str, record: Record) -> None:
         host = self.world.hosts[record.host("source")]
@@ -377,46 +379,46 @@ class Checker:
             return  # a later migration has moved it since
         if container is None:
             if not self.world.excused:
-                raise Violation("P11", f"{migration}: the container is gone from {host.name}")
+                raise ViolationError("P11", f"{migration}: the container is gone from {host.name}")
             return
         if container.policy != self.sim.policy or container.name != "web":
-            raise Violation("P11", f"{migration}: {container.name} has the policy {container.policy} now")
+            raise ViolationError("P11", f"{migration}: {container.name} has the policy {container.policy} now")
         volume = host.volumes.get(VOLUME)
         files: dict[str, Any] = {} if volume is None else volume.files
         if files != self.world.truth:
-            raise Violation("P2", f"{migration}: {host.name} has {files}, acknowledged was {self.world.truth}")
+            raise ViolationError("P2", f"{migration}: {host.name} has {files}, acknowledged was {self.world.truth}")
         if not container.running and not self.world.excused:
-            raise Violation("P11", f"{migration}: the container ran on {host.name} and does not run again")
+            raise ViolationError("P11", f"{migration}: the container ran on {host.name} and does not run again")
 
     def _no_leftovers(self, migration: str, host: Host) -> None:
         left = [f"the container {c.name}" for c in host.containers.values() if c.label == migration]
         left += [f"the volume {name}" for name, volume in host.volumes.items() if volume.label == migration]
         left += ["files of the agent"] if migration in host.files else []
         if left:
-            raise Violation("P11", f"{migration} left on {host.name}: {', '.join(left)}")
+            raise ViolationError("P11", f"{migration} left on {host.name}: {', '.join(left)}")
 
     def _moved(self, migration: str, record: Record) -> None:
         host = self.world.hosts[record.host("target")]
         volume, container = host.volumes.get(VOLUME), host.find(migration)
         seen = {} if volume is None else self.world.visible(host, None)
         if volume is not None and volume.federated is not None and volume.federated.fill_list():
-            raise Violation("P4", f"{migration} is {record.lifecycle.state}, but contents still lie on the source")
+            raise ViolationError("P4", f"{migration} is {record.lifecycle.state}, but contents still lie on the source")
         if volume is not None and volume.federated is not None:
             seen = {
                 path: self.world._contents(host, volume.federated, value)
                 for path, value in volume.federated.upper.items()
             }
         if seen != self.world.truth:
-            raise Violation("P2", f"{migration}: {host.name} has {seen}, acknowledged was {self.world.truth}")
+            raise ViolationError("P2", f"{migration}: {host.name} has {seen}, acknowledged was {self.world.truth}")
         if container is None:
             if not self.world.excused:
-                raise Violation("P2", f"{migration}: the container is gone from {host.name}")
+                raise ViolationError("P2", f"{migration}: the container is gone from {host.name}")
             return
         if not container.running and not self.world.excused:
-            raise Violation("P13", f"{migration}: the container does not run on {host.name}")
+            raise ViolationError("P13", f"{migration}: the container does not run on {host.name}")
         wanted = self.sim.policy if record.lifecycle.state == "finalised" else "no"
         if container.policy != wanted:
-            raise Violation("P10", f"{migration} is {record.lifecycle.state}, the policy is {container.policy}")
+            raise ViolationError("P10", f"{migration} is {record.lifecycle.state}, the policy is {container.policy}")
 
     def _last(self, container_id: str) -> Record:
         mine = [r for r in self.records.values() if r.lifecycle.state != "rejected" and r.container_id == container_id]

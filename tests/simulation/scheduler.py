@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from events.memory import MemoryStore
 from events.schema import EVENT_TYPES
 from events.store import Delete, Put
 from tests.simulation.agents import Agent, Coordinator, Killed, Process, tame_clock
-from tests.simulation.invariants import NEEDS, Checker, Violation
+from tests.simulation.invariants import NEEDS, Checker, ViolationError
 from tests.simulation.transcript import Transcript
 from tests.simulation.world import PATHS, VOLUME, Container, Host, Volume, World
 
@@ -40,8 +40,14 @@ MOODS = {
     "anything": ("abort", "rollback", "pause", "resume", "resume", "finalise", "nonsense"),
 }
 """What the person of this seed asks for."""
-MOMENTS = tuple(sorted(NEEDS)) + tuple(sorted(set(EVENT_TYPES) - {"rejected", "step_failed", "step_recovered"}))
+MOMENTS = (
+    tuple(sorted(NEEDS))
+    + tuple(f"undo {name}" for name in sorted(NEEDS))
+    + tuple(sorted(set(EVENT_TYPES) - {"rejected", "step_failed", "step_recovered"}))
+)
 """Effects and events at which a seed may aim a control or a fault."""
+AIMS = ("policy", "on_release", "mood", "control", "control_at", "trouble_at", "trouble")
+"""What a test may fix, to look for one thing in particular."""
 LATE_MOMENTS = (
     "target_claimed", "start_container", "target_started", "fill_replica", "digest_trees", "fill_finished",
     "verify_trees", "verified", "release_ordered", "retire_container", "source_released", "completed", "fold_union",
@@ -79,7 +85,8 @@ class Result:
 class Simulation:
     """One seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, aim: Mapping[str, str] | None = None) -> None:
+        """``aim`` fixes some of what the seed would choose: see AIMS."""
         self.seed = seed
         self.rng = random.Random(seed)
         self.clock = 0.0
@@ -105,6 +112,13 @@ class Simulation:
         self.fail_next_effect = False
         self.touches = 1 if self.rng.random() < 0.3 else 0
         """How often somebody may still end the workload from outside."""
+        self.control = ""
+        """What the person asks for at the moment; empty: whatever suits the mood."""
+        self.on_release = ""
+        self.trouble = ""
+        for name, value in (aim or {}).items():
+            assert name in AIMS
+            setattr(self, name, value)
         self.checker = Checker(self)
         self.agents = [Agent(self, host) for host in self.world.hosts.values()]
         self.coordinators = [Coordinator(self, "c1"), Coordinator(self, "c2")]
@@ -137,13 +151,13 @@ class Simulation:
     def moment(self, name: str) -> None:
         """An event was appended, or an effect begins: this is where control and trouble are aimed at."""
         if name == self.control_at:
-            self.control_at, self.control_in = "", self.rng.randint(0, 8)
+            self.control_at, self.control_in = "", self.rng.randint(1, 9)
         if name == self.trouble_at:
-            self.trouble_at, self.trouble_in = "", self.rng.randint(0, 8)
+            self.trouble_at, self.trouble_in = "", self.rng.randint(1, 9)
 
     def violation(self, rule: str, words: str) -> None:
         """A promise is broken."""
-        raise Violation(rule, words)
+        raise ViolationError(rule, words)
 
     def committed(self) -> None:
         """Something may have been written."""
@@ -224,7 +238,7 @@ class Simulation:
             self._heal()
             self._rest()
             self.checker.final()
-        except Violation as violation:
+        except ViolationError as violation:
             rule, words = violation.rule, str(violation)
         except Exception as error:
             rule, words = "crash", f"{type(error).__name__}: {error}"
@@ -259,7 +273,7 @@ class Simulation:
         self.control_in -= 1
         self.trouble_in -= 1
         if self.control_in == 0 and self.checker.records:
-            self._control(rng.choice(sorted(self.checker.records)))
+            self._control(rng.choice(sorted(self.checker.records)), self.control)
         elif self.trouble_in == 0:
             self._trouble()
         elif roll < self.fault_rate / 2:
@@ -307,7 +321,7 @@ class Simulation:
         except Killed:
             return True
         except CargoError as error:
-            raise Violation("P6", f"{process.name} stumbles over {type(error).__name__}: {error}") from error
+            raise ViolationError("P6", f"{process.name} stumbles over {type(error).__name__}: {error}") from error
         finally:
             process.busy -= 1
 
@@ -338,7 +352,7 @@ class Simulation:
             "source": "alpha",
             "target": "beta",
             "max_rounds": self.rng.choice((1, 2, 5)),
-            "on_release": self.rng.choice(("keep", "keep", "remove")),
+            "on_release": self.on_release or self.rng.choice(("keep", "keep", "remove")),
         }
         self._put(self.backend.keys.request(f"m{self.requests}"), json.dumps(body).encode())
 
@@ -352,9 +366,9 @@ class Simulation:
         self.say("a person", "puts %s %s", key, value.decode())
         self.backend.put(key, value)
 
-    def _control(self, migration: str) -> None:
+    def _control(self, migration: str, wish: str = "") -> None:
         record = self.checker.records[migration]
-        control: dict[str, Any] = {"control": self.rng.choice(MOODS[self.mood])}
+        control: dict[str, Any] = {"control": wish or self.rng.choice(MOODS[self.mood])}
         if control["control"] == "rollback" and self.rng.random() < 0.3:
             control["discard_target_writes"] = True
             target = self.world.hosts["beta"]
@@ -408,6 +422,8 @@ class Simulation:
         choice: Callable[[], None] = self.rng.choice(
             (self._reboot, self._reboot, self._docker_restart, self._kill, self._cut_link, self._cut_etcd, self._fail)
         )
+        if self.trouble:
+            choice = getattr(self, f"_{self.trouble}")
         choice()
 
     def _fail(self) -> None:
@@ -552,7 +568,7 @@ class Simulation:
             try:
                 more = process.advance()
             except CargoError as error:
-                raise Violation("P6", f"{process.name} stumbles over {error}") from error
+                raise ViolationError("P6", f"{process.name} stumbles over {error}") from error
             finally:
                 process.busy -= 1
             self.checker.step()
@@ -570,9 +586,9 @@ class Simulation:
             self.checker.watched(process.place, process.watched, follower)
 
 
-def run_seed(seed: int) -> Result:
+def run_seed(seed: int, aim: Mapping[str, str] | None = None) -> Result:
     """One seed from its beginning to its end."""
-    return Simulation(seed).run()
+    return Simulation(seed, aim).run()
 
 
 def states(result: Result) -> str:

@@ -21,4 +21,4 @@ def test_a_planted_defect_is_caught(bug: Bug) -> None:
 
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])
 def test_without_the_defect_the_same_world_is_sound(bug: Bug) -> None:
-    assert run_seed(bug.seed).good
+    assert run_seed(bug.seed, bug.aim).good

@@ -31,7 +31,7 @@ from events.schema import TERMINAL_PHASES, Event
 from events.settings import EtcdSettings
 from hostd import source, target
 from hostd.manifest import Difference, Entry, compare, read_manifest
-from labkit import Lab
+from labkit import Lab, Process
 from labkit.images import share
 from labkit.spec import REPOSITORY
 from labkit.waiting import wait_until
@@ -187,8 +187,10 @@ class Fleet:
         self.etcdctl("put", "--", self.keys.requests + migration, *empty, given=raw)
 
     def request(self, migration: str, container: str, source: str = "alpha", target: str = "beta", **more: Any) -> None:
-        """Ask for a migration."""
+        """Ask for a migration, once both hosts are known."""
         self._migrations.append(migration)
+        for host in (source, target):
+            wait_until(lambda key=self.keys.host(host): self.store.get(key) is not None, f"{host} is not known", 20)
         self.put_request(migration, json.dumps({"container": container, "source": source, "target": target, **more}))
 
     def adopt(self, migration: str) -> None:
@@ -346,7 +348,9 @@ class Fleet:
         try:
             for undo in reversed(self._closing):
                 undo()
+            died = [daemon.name for daemon in self._daemons() if not daemon.running]
             self._bring_up()
+            assert not died, f"not running at the end, although the test did not leave them so: {died}"
             self._end_migrations()
             self._remove_all()
             self._assert_nothing_left()
@@ -356,6 +360,10 @@ class Fleet:
             for client in self.docker.values():
                 client.close()
             self.store.close()
+
+    def _daemons(self) -> list[Process]:
+        agents = [host.hostd for host in self.lab.hosts if host.running]
+        return [*self.lab.etcd.members, self.lab.coordinator, *agents]
 
     def _bring_up(self) -> None:
         """Whatever a test stopped, cut off or froze works again, without faults."""

@@ -37,6 +37,13 @@ LEGAL: dict[str, Callable[[], Player]] = {
     ),
     "failing for good": lambda: Player().run("source_prepared").fail(TARGET, "no", retrying=False).run("aborted"),
     "healthy": lambda: Player().run("target_started").report(TARGET, SAMPLES["health_reported"]).run("completed"),
+    "image brought": lambda: (
+        Player()
+        .run("source_prepared")
+        .report(TARGET, SAMPLES["image_wanted"])
+        .report(SOURCE, SAMPLES["image_packed"])
+        .run("completed")
+    ),
     "cold": lambda: Player(schema.Request(container="w", source="alpha", target="beta", strategy="cold")).run(),
 }
 
