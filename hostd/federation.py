@@ -217,12 +217,15 @@ class Union:
     def mount_lower(self) -> None:
         """See that the lower layer is served, with the list that ``apply`` has left. Quick after ``attach_remote``.
 
-        Only once the source is frozen: from here on it is remembered. Raises PermanentError, TransientError.
+        Only once the source is frozen: from here on it is remembered. A union whose server has died is taken down,
+        if the container does not run. Raises PermanentError, TransientError.
         """
         serves = self._lower.serves()
         stands = mounts.is_mounted(self.stage / "merged")
         if serves and (stands or not self._lower.has_looked_elsewhere(self._placeholders_file)):
             return
+        if stands:  # on a server that is dead, which nothing but another union on another server mends
+            self._unmount_union()
         self._lower.end()
         self._lower.start()
 
@@ -260,6 +263,10 @@ class Union:
             raise PermanentError(f"something else is mounted on {self.place}: {os.fsdecode(over.source)}")
         if over is None:
             mounts.bind(merged / "tree", self.place)
+
+    def serves(self) -> bool:
+        """Whether the lower layer is served. A union on a dead server shows errors; ``mount_lower`` mends it."""
+        return self._lower.serves()
 
     def state(self) -> UnionState:
         """Look. Never touches the inside of a mount."""
@@ -340,6 +347,13 @@ class Union:
 
         Raises TransientError while somebody, for example the container in its own namespace, still uses it.
         """
+        self._unmount_union()
+        servers = self._lower.processes()
+        self._lower.end()
+        self._let_go_of_remote()
+        self._lower.wait_until_ended(servers)
+
+    def _unmount_union(self) -> None:
         over = mounts.mount_at(self.place)
         own = self._overlay_name.encode()
         if over is not None and over.source == own:
@@ -347,10 +361,6 @@ class Union:
             mounts.unmount(self.place)
         mounts.unmount(self.stage / "merged")
         self._refuse_if_held(set())
-        servers = self._lower.processes()
-        self._lower.end()
-        self._let_go_of_remote()
-        self._lower.wait_until_ended(servers)
 
     def fold(self) -> None:
         """With everything unmounted: make the tree plain and swap it into its place. Harmless when repeated.

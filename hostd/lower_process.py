@@ -41,7 +41,8 @@ class LowerProcess:
         record = mounts.mount_at(self.mountpoint)
         if record is None or record.source != self._name.encode():
             return False
-        done = run(["stat", "--", str(self.mountpoint)], timeout_seconds=ANSWER_SECONDS)
+        # The kernel remembers attributes of a dead one for good, but always asks for a file system's.
+        done = run(["stat", "--file-system", "--", str(self.mountpoint)], timeout_seconds=ANSWER_SECONDS)
         return done is not None and done.returncode == 0
 
     def has_looked_elsewhere(self, placeholders: Path) -> bool:

@@ -26,6 +26,9 @@ class ArmTracking(Effect):
         pid = context.bench.engine.pid(prepared.container_id)
         dirty: list[DirtyManifest] = []
         distrust = []
+        # A step that is repeated finds the tracker that its first attempt started: only the life that armed the round
+        # before can have watched since then.
+        same_life = context.view.boots.get("sync_armed") == context.bench.boot
         for mount in prepared.mounts:
             tracker, fresh = ensure_tracker(context, mount.destination, mount.tree)
             open_files = writable_files(pid) if pid else {}
@@ -36,7 +39,7 @@ class ArmTracking(Effect):
                 continue
             if number == 1:
                 continue  # the first round copies everything anyway
-            if fresh or not seen.trusted:
+            if fresh or not same_life or not seen.trusted:
                 distrust.append(f"{mount.destination}: {seen.why or 'the agent was restarted'}")
                 continue
             entries = dirty_manifest(Path(mount.tree), seen, open_files)

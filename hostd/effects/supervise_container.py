@@ -47,7 +47,7 @@ class SuperviseContainer(Effect):
 def _mount_again(context: Context) -> None:
     for arrival in arrivals(context):
         state = arrival.union.state()
-        if state.settled or state.placed or arrival.mount.single_file:
+        if state.settled or arrival.mount.single_file or (state.placed and arrival.union.serves()):
             continue
         if arrival.union.fill_list():
             arrival.union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)

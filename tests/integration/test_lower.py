@@ -324,6 +324,24 @@ def test_the_server_outlives_the_agent_and_ends_with_the_mount_only(stand: Stand
     assert mounts.mounts_below(stand.base) == []
 
 
+def test_a_union_whose_server_was_killed_is_an_error_until_it_is_mounted_again(stand: Stand) -> None:
+    """A6: never wrong data; and what the container wrote is there afterwards."""
+    federate(stand, {"file": b"contents", "arrived": b"arrived"})
+    (stand.place / "written").write_bytes(b"by the container")
+    arrive(stand, "arrived")
+    for pid in servers_of(stand):
+        os.kill(pid, signal.SIGKILL)
+    assert mounts.wait_until_gone(servers_of(stand), timeout_seconds=10) == []
+    assert not stand.union.serves()
+    with pytest.raises(OSError):
+        (stand.place / "file").read_bytes()
+    stand.mount()
+    assert stand.union.serves()
+    assert (stand.place / "file").read_bytes() == b"contents"
+    assert (stand.place / "arrived").read_bytes() == b"arrived"
+    assert (stand.place / "written").read_bytes() == b"by the container"
+
+
 def test_the_server_ends_by_itself_when_a_person_unmounts_it(stand: Stand) -> None:
     federate(stand, {"file": b"contents"})
     servers = servers_of(stand)

@@ -243,7 +243,7 @@ class Runner:
         except StopIteration as done:
             self.performing = None
             self._outcome = done.value
-            sim.inject_error(self.agent)
+            sim.inject_error(self.agent, operation.name)
             return True
         return False
 

@@ -247,7 +247,8 @@ def arm_tracking(ctx: Ctx) -> Performance:
     yield
     if number == 1:
         return {"dirty": ()}
-    if fresh or not trusted:
+    same_life = ctx.view.boots.get("sync_armed") == ctx.agent.boot
+    if fresh or not same_life or not trusted:
         return {"compare": True, "why": "tracking was lost", "dirty": ()}
     entries = there_now(ctx.volume().files, seen)
     return {"dirty": (publish(ctx, f"round-{number}", entries, everything=False),)}

@@ -189,6 +189,22 @@ def overflow_ignored(stack: contextlib.ExitStack) -> None:
     _patch(stack, effects, "tracker_arm", arm)
 
 
+def repeated_arming_trusts_a_new_tracker(stack: contextlib.ExitStack) -> None:
+    def arm(ctx: Ctx) -> Performance:
+        number = ctx.view.round
+        tracker, fresh = effects.ensure_tracker(ctx)
+        yield
+        seen, trusted = effects.tracker_arm(tracker, number)
+        if number == 1:
+            return {"dirty": ()}
+        if fresh or not trusted:
+            return {"compare": True, "why": "tracking was lost", "dirty": ()}
+        entries = effects.there_now(ctx.volume().files, seen)
+        return {"dirty": (effects.publish(ctx, f"round-{number}", entries, everything=False),)}
+
+    _run(stack, arm_tracking=arm)
+
+
 def round_without_its_list(stack: contextlib.ExitStack) -> None:
     real = effects.arm_tracking
 
@@ -358,7 +374,7 @@ BUGS = (
         "a pre-copy round that failed counts as done",
         ("P2", "P13"),
         failed_sync_is_success,
-        seed=88,
+        seed=41,
     ),
     Bug("watch_resumed_too_far", "a watch goes on one revision too far", ("E13", "P13"), watch_resumed_too_far),
     Bug("blind_retry", "an append whose reply was lost is repeated without looking", ("P6",), blind_retry, seed=1),
@@ -413,7 +429,7 @@ BUGS = (
         "after a reboot the container starts on the bare place",
         ("P2", "P10"),
         started_without_its_union,
-        seed=220,
+        seed=185,
     ),
     Bug(
         "link_cut_too_early", "the link is cut although contents are missing", ("P2", "P4"), link_cut_too_early, seed=4
@@ -483,5 +499,12 @@ BUGS = (
         ("P13",),
         finalise_forgets_to_start,
         aim={"control": "finalise", "control_at": "completed", "trouble_at": "fold_union", "mood": "leave it"},
+    ),
+    Bug(
+        "repeated_arming_trusts_a_new_tracker",
+        "an arming that is repeated takes the tracker of its first attempt for the one that died (a former defect)",
+        ("P2", "P13"),
+        repeated_arming_trusts_a_new_tracker,
+        aim={"trouble_at": "sync_finished", "trouble": "fresh_start", "mood": "leave it"},
     ),
 )

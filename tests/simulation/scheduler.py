@@ -110,6 +110,7 @@ class Simulation:
         self.control_in = self.trouble_in = -1
         """Steps until the person speaks, or something breaks, once the moment has come."""
         self.fail_next_effect = False
+        self.fail_after = ""
         self.touches = 1 if self.rng.random() < 0.3 else 0
         """How often somebody may still end the workload from outside."""
         self.control = ""
@@ -205,10 +206,13 @@ class Simulation:
             self.depth -= 1
         self.say(process.name, "goes on")
 
-    def inject_error(self, agent: Agent) -> None:
+    def inject_error(self, agent: Agent, done: str = "") -> None:
         """A tool, a disk or Docker fails."""
         if not self.faults:
             return
+        if done and done == self.fail_after:
+            self.fail_after = ""
+            raise TransientError("an aimed error, after the effect")
         if self.fail_next_effect:
             self.fail_next_effect = False
             self.say(agent.name, "meets a passing error, aimed at it")
@@ -425,6 +429,15 @@ class Simulation:
         if self.trouble:
             choice = getattr(self, f"_{self.trouble}")
         choice()
+
+    def _fresh_start(self) -> None:
+        """The source's agent loses its tracker, and its next arming fails when it is done."""
+        agent = self.agents[0]
+        if not agent.busy and agent.host.up:
+            self.say(agent.name, "is killed and starts")
+            agent.kill()
+            agent.start()
+            self.fail_after = "arm_tracking"
 
     def _fail(self) -> None:
         self.fail_next_effect = True

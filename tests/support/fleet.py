@@ -189,8 +189,8 @@ class Fleet:
     def request(self, migration: str, container: str, source: str = "alpha", target: str = "beta", **more: Any) -> None:
         """Ask for a migration, once both hosts are known."""
         self._migrations.append(migration)
-        for host in (source, target):
-            wait_until(lambda key=self.keys.host(host): self.store.get(key) is not None, f"{host} is not known", 20)
+        hosts = [self.keys.host(host) for host in (source, target)]
+        wait_until(lambda: all(map(self.store.get, hosts)), f"{source} or {target} is not known", 20)
         self.put_request(migration, json.dumps({"container": container, "source": source, "target": target, **more}))
 
     def adopt(self, migration: str) -> None:
