@@ -277,7 +277,9 @@ class Transport:
         self.check(peer)
         if delete and expect_entries > 0 and not single_file:
             self._require_entries(peer, raw, expect_entries, timeout_seconds, cancelled)
-        command = [*self._rsync(peer), "-aHAXS", "--modify-window=-1", "--numeric-ids", "--from0", "--filter=-x trusted.overlay.*"]
+        command = [*self._rsync(peer), "-aHAXS", "--numeric-ids", "--from0", "--filter=-x trusted.overlay.*"]
+        # By default rsync takes two times within one second for the same, of files and of directories.
+        command += ["--modify-window=-1"]
         command += [f"--temp-dir={temp_dir}", "--stats", "--info=progress2,flist0,name0", "--outbuf=L"]
         command += [f"--timeout={timeout_seconds}"]
         command += [f"--partial-dir={partial_dir}"] if partial_dir is not None else []

@@ -264,6 +264,20 @@ def test_contents_that_changed_behind_size_and_time_are_found_by_checksum_and_by
     assert (basis / "b").read_bytes() == b"old!" * 1000
 
 
+def test_times_are_told_apart_within_one_second(place: Place) -> None:
+    """A18: of directories, and of files that changed without another size."""
+    second = 1_600_000_000_000_000_000
+    for tree, nanoseconds in ((place.source, 700), (place.target, 300)):
+        (tree / "directory").mkdir()
+        (tree / "file").write_text(str(nanoseconds))
+        for name in ("directory", "file"):
+            os.utime(tree / name, ns=(second, second + nanoseconds))
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming)
+    assert (place.target / "file").read_text() == "700"
+    assert (place.target / "file").stat().st_mtime_ns == second + 700
+    assert (place.target / "directory").stat().st_mtime_ns == second + 700
+
+
 def test_a_basis_saves_traffic(place: Place) -> None:
     contents = secrets.token_bytes(1_000_000)
     (place.source / "big").write_bytes(contents + b"tail")
