@@ -107,7 +107,7 @@ def _rollback(control: Control, lifecycle: Lifecycle) -> Data | None:
     if lifecycle.state == "rolled_back":
         return None
     if lifecycle.state == "rolling_back":
-        if control.target_off and not (lifecycle.asserted_off or lifecycle.target_stopped):
+        if control.target_off and not (lifecycle.asserted_off or lifecycle.carried_back):
             return TargetAssertedOff(who=control.target_off, words=control.reason)
         return None
     if lifecycle.abortable:

@@ -38,6 +38,8 @@ from events.schema import TYPE_OF, Data, Event, Head, Rejected, Requested
 from events.stamp import Stamper
 from events.store import Changes, Follower, Item, Snapshot, Store, Tick
 
+LOOK_AROUND_SECONDS = 30.0
+"""A watch may be silent although something happened (B9), so everything under way is looked at this often."""
 LEADER_TTL_SECONDS = 5
 """How long others wait for a leader that died without a word."""
 INVENTORY_GRACE_SECONDS = 2.0
@@ -80,6 +82,7 @@ class Service:
         self._tracked: dict[str, Tracked] = {}
         self._heads: dict[str, Head] = {}
         self._halted: dict[str, str] = {}
+        self._look_around_at = 0.0
         self._waiting: dict[str, tuple[bytes, float]] = {}
         """Requests in their inventory grace: raw value and deadline, by id."""
 
@@ -143,7 +146,17 @@ class Service:
                 for change in changes:
                     self._changed(change.key, change.value)
             case Tick():
-                pass
+                self._look_around()
+
+    def _look_around(self) -> None:
+        """Now and then: what a watch should have told, had it not been lost without a word."""
+        if time.monotonic() < self._look_around_at:
+            return
+        self._look_around_at = time.monotonic() + LOOK_AROUND_SECONDS
+        for migration in list(self._tracked):
+            self._advance(migration)
+        self._resync(self._keys.requests)
+        self._resync(self._keys.controls)
 
     def _changed(self, key: str, value: bytes | None) -> None:
         if key.startswith(self._keys.requests):

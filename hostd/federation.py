@@ -401,6 +401,8 @@ class Union:
         made = marker.exists() and msgspec.msgpack.decode(marker.read_bytes(), type=_Created).made_place
         if place_too and made and not settled:
             self._remove_empty_place()
+        # From here on the stage is rubbish, also to whoever finds it after a crash in the middle of this.
+        marker.unlink(missing_ok=True)
         try:
             with Beneath(self.stage) as inside:
                 for name in _DIRECTORIES:

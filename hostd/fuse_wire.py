@@ -140,7 +140,9 @@ def greeting(question: Question) -> bytes:
 
 def attributes(node: int, size: int) -> bytes:
     """What ``stat`` shows of a file of ``size`` bytes, or of a directory if ``size`` is negative."""
-    mode, links = (stat.S_IFREG | 0o644, 1) if size >= 0 else (stat.S_IFDIR | 0o755, 2)
+    # Two links for a file: overlayfs takes a lower file with one for its own inode's identity, and would show the
+    # names of one hard-linked placeholder as different inodes once it is written.
+    mode, links = (stat.S_IFREG | 0o644, 2) if size >= 0 else (stat.S_IFDIR | 0o755, 2)
     size = max(0, size)
     return _ATTRIBUTES.pack(node, size, -(-size // 512), mode, links, 0, 0, 0, 4096, 0)
 

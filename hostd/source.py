@@ -72,7 +72,7 @@ TABLE = Table(
         Row("source_restored", ("restoring",), "restored"),
         Row("aborted", ("restored",), "ended"),
         Row("rollback_ordered", _AFTER_CLAIM, "recalling"),
-        Row("target_asserted_off", ("recalling",), "carrying"),
+        Row("target_asserted_off", ("recalling", "carrying"), "carrying"),
         Row("target_stopped", ("recalling",), "carrying"),
         Row("carried_back", ("carrying",), "reviving"),
         Row("source_restored", ("reviving",), "revived"),

@@ -101,7 +101,7 @@ TABLE = Table(
         Row("finalise_ordered", ("settled",), "finalising"),
         Row("finalised", ("settled", "finalising"), "finalised"),
         Row("rollback_ordered", _AFTER_CLAIM, "yielding"),
-        Row("target_asserted_off", ("yielding",), "yielded"),
+        Row("target_asserted_off", ("yielding", "yielded"), "yielded"),
         Row("target_stopped", ("yielding",), "yielded"),
         Row("source_restored", ("yielded",), "clearing"),
         Row("source_restored", ("cleaning",), "cleaning"),

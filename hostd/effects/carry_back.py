@@ -33,6 +33,9 @@ class CarryBack(Effect):
         assert isinstance(order, RollbackOrdered)
         if order.discard_target_writes or not isinstance(stopped, TargetStopped):
             return {"bytes_moved": 0, "files": 0}
+        if "target_asserted_off" in context.view.facts and not _all_pulled(context):
+            # Nothing of it was applied yet, so the source still is what it was at the cut-over.
+            return {"bytes_moved": 0, "files": 0}
         started = time.monotonic()
         peer = _peer_of_target(context, stopped)
         trees = {tree.destination: tree for tree in stopped.trees}
@@ -66,6 +69,11 @@ def _stage(context: Context, mount: Mount) -> Path:
 
 def _entries(context: Context, peer: Peer, tree: DirtyManifest) -> list[Entry]:
     return list(read_manifest(fetched_from(context, peer, tree.manifest)))
+
+
+def _all_pulled(context: Context) -> bool:
+    mounts = context.view.source_prepared.mounts
+    return all((_stage(context, mount) / "pulled").exists() for mount in mounts)
 
 
 def _pull(context: Context, peer: Peer, mount: Mount, tree: DirtyManifest, place: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 
+from coordinator import service as service_module
 from coordinator.service import Service
 from events import schema
 from events.errors import ChainError
@@ -18,6 +19,7 @@ from events.memory import MemoryStore
 from events.records import ContainerRecord, HostRecord, MountRecord, encode_container, encode_host
 from events.schema import Event
 from events.stamp import Stamper
+from events.store import Follower, Snapshot
 from tests.support.histories import prepared
 
 REQUEST = json.dumps({"container": "web", "source": "alpha", "target": "beta"}).encode()
@@ -222,3 +224,47 @@ def test_a_control_for_no_migration_is_cleared_without_harm(fleet: Fleet) -> Non
     until(lambda: fleet.store.get(fleet.store.keys.control("nothing")) is None, "the control is gone")
     fleet.put("web-1")
     fleet.until("web-1", "prepare_ordered")
+
+
+class _DeafFollower:
+    """A subscription whose changes are lost without a word."""
+
+    def __init__(self, real: Follower) -> None:
+        self._real = real
+
+    def __enter__(self) -> _DeafFollower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._real.close()
+
+    @property
+    def trouble(self) -> str:
+        return ""
+
+    def poll(self, timeout_seconds: float) -> object:
+        item = self._real.poll(min(timeout_seconds, 0.01))
+        return item if isinstance(item, Snapshot) else None
+
+
+def test_what_a_watch_loses_without_a_word_is_found_by_looking_around(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B9: watches only wake; they never carry the only copy of anything."""
+    monkeypatch.setattr(service_module, "LOOK_AROUND_SECONDS", 0.05)
+    follow = fleet.store.follow
+
+    def deaf(prefixes: object, **options: object) -> object:
+        real = follow(prefixes, **options)  # type: ignore[arg-type]
+        return _DeafFollower(real) if isinstance(prefixes, tuple) else real
+
+    monkeypatch.setattr(fleet.store, "follow", deaf)
+    fleet.start()
+    until(lambda: fleet.store.get(fleet.store.keys.leader), "a leader")
+    fleet.put("web-1")
+    fleet.until("web-1", "prepare_ordered")
+    fleet.act("alpha", "web-1", prepared())
+    fleet.act("beta", "web-1", schema.TargetPrepared(container_id="d"))
+    fleet.until("web-1", "sync_ordered")
+    fleet.store.put(fleet.store.keys.control("web-1"), b"abort")
+    fleet.until("web-1", "abort_ordered")

@@ -94,3 +94,17 @@ def test_a_retry_does_not_end_a_pause() -> None:
     history.add("paused")
     history.add(schema.StepFailed(step="sync", reason="no room", retrying=True, attempt=1, advice=""), by="hostd/beta")
     assert isinstance(answer(parse(b"retry"), fold(history.events)), schema.ControlRefused)
+
+
+def test_a_target_that_dies_after_it_has_stopped_may_still_be_given_up() -> None:
+    """There is always a way out: what it had listed cannot be fetched any more."""
+    history = History().up_to("target_started")
+    history.add("rollback_ordered")
+    history.add("target_stopped")
+    wish = parse(b'{"control":"rollback","discard_target_writes":true,"target_off":"ada"}')
+    assert answer(wish, fold(history.events)) == schema.TargetAssertedOff(who="ada")
+    history.add("target_asserted_off")
+    assert answer(wish, fold(history.events)) is None
+    for name in ("carried_back", "source_restored", "rolled_back"):
+        history.add(name)
+    assert fold(history.events).terminal

@@ -27,6 +27,8 @@ PURE = [
     "events/agent_tables.py",
     "events/failpoint_names.py",
     "hostd/plan.py",
+    "hostd/turn.py",
+    "hostd/remainder.py",
     "hostd/remainder.py",
     "hostd/source.py",
     "hostd/target.py",
