@@ -121,6 +121,7 @@ class Service:
     def _set_failpoints(self, value: bytes) -> None:
         try:
             self._failpoints.set(value.decode("utf-8", "replace"))
+            self._log.info("failpoints taken", failpoints=value.decode("utf-8", "replace")[:200])
         except CargoError as error:
             self._log.warning("failpoints not changed", reason=str(error))
 

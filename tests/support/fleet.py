@@ -205,12 +205,18 @@ class Fleet:
         wait_until(lambda: self.store.get(key) is None, f"nobody took the control {wish!r}", 20)
 
     def failpoints(self, process: str, text: str) -> None:
-        """Set the faults of ``hostd/<host>`` by key. The agent takes them before any later order."""
+        """Set the faults of ``hostd/<host>`` by key; returns once its agent has taken them.
+
+        Agents follow faults and orders by different watches, between which no order is promised.
+        """
         key = self.keys.failpoints(process)
+        log = f"{process.rpartition('/')[2]}.hostd"
+        since = self.log_size(log)
         if not text:
             self.store.delete(key)
-        else:
-            self.etcdctl("put", key, given=text.encode())
+            return
+        self.etcdctl("put", key, given=text.encode())
+        self.wait_step(log, "failpoints taken", since)
 
     def cargoctl(self, *arguments: str, timeout_seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """cargoctl, as a person uses it."""
