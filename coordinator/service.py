@@ -38,8 +38,10 @@ from events.schema import TYPE_OF, Data, Event, Head, Rejected, Requested
 from events.stamp import Stamper
 from events.store import Changes, Follower, Item, Snapshot, Store, Tick
 
-LOOK_AROUND_SECONDS = 30.0
+LOOK_AROUND_SECONDS = 5.0
 """A watch may be silent although something happened (B9), so everything under way is looked at this often."""
+LOOK_AROUND_SHARE = 20.0
+"""With so much under way that a look takes long, it is taken at most for this part of the time: 1 in 20."""
 LEADER_TTL_SECONDS = 5
 """How long others wait for a leader that died without a word."""
 INVENTORY_GRACE_SECONDS = 2.0
@@ -152,11 +154,13 @@ class Service:
         """Now and then: what a watch should have told, had it not been lost without a word."""
         if time.monotonic() < self._look_around_at:
             return
-        self._look_around_at = time.monotonic() + LOOK_AROUND_SECONDS
+        began = time.monotonic()
         for migration in list(self._tracked):
             self._advance(migration)
         self._resync(self._keys.requests)
         self._resync(self._keys.controls)
+        ended = time.monotonic()
+        self._look_around_at = ended + max(LOOK_AROUND_SECONDS, LOOK_AROUND_SHARE * (ended - began))
 
     def _changed(self, key: str, value: bytes | None) -> None:
         if key.startswith(self._keys.requests):

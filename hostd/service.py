@@ -32,7 +32,7 @@ from hostd.telling import Telling
 
 HOST_TTL_SECONDS = 10
 """How long a host that fell silent is still listed. A hint for people and admission, nothing else."""
-TICK_SECONDS = 20.0
+TICK_SECONDS = 5.0
 """How often everything is looked at without being woken: a watch may be silent though something happened."""
 PROGRESS_INTERVAL_SECONDS = 1.0
 STOP_SECONDS = 15.0
@@ -58,6 +58,7 @@ class Service:
         self._runners: dict[str, Runner] = {}
         self._lock = threading.Lock()
         self._progress_at: dict[str, float] = {}
+        self._faults = b""
         self._journal = Journal(bench.settings.state_dir / "journal")
         stamper = Stamper(f"hostd/{self._host}")
         bench.boot = stamper.boot
@@ -119,6 +120,7 @@ class Service:
             runner.kick()
 
     def _set_failpoints(self, value: bytes) -> None:
+        self._faults = value
         try:
             self._failpoints.set(value.decode("utf-8", "replace"))
             self._log.info("failpoints taken", failpoints=value.decode("utf-8", "replace")[:200])
@@ -126,14 +128,19 @@ class Service:
             self._log.warning("failpoints not changed", reason=str(error))
 
     def _kick_all(self) -> None:
-        for item in self._store_range(self._keys.inbox(self._host)):
-            self._woken(self._keys.inbox(self._host), item, b"", self._keys.inbox(self._host))
-
-    def _store_range(self, prefix: str) -> list[str]:
+        """Look at everything without having been told (B9)."""
         try:
-            return [item.key for item in self._store.range(prefix)]
-        except StoreUnavailableError:
-            return []
+            faults = self._store.get(self._keys.failpoints(f"hostd/{self._host}"))
+            pointers = self._store.range(self._keys.inbox(self._host))
+        except StoreUnavailableError as error:
+            self._log.warning("store unavailable, holding", reason=str(error))
+            return
+        value = faults.value if faults is not None else b""
+        if value != self._faults:
+            self._set_failpoints(value)
+        inbox = self._keys.inbox(self._host)
+        for pointer in pointers:
+            self._woken(inbox, pointer.key, pointer.value, inbox)
 
     def _container_changed(self, migration: str) -> None:
         """Docker told of a change to a container that a migration brought here."""
