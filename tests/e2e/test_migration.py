@@ -161,7 +161,7 @@ def test_a_source_that_is_asked_to_remove_its_copy_keeps_neither_container_nor_v
     assert not fleet.has_volume("alpha", "gone-data")
     assert fleet.execute("beta", "gone", "cat /data/file") == "contents"
     fleet.control("gone-1", "rollback")
-    assert fleet.types("gone-1")[-1] == "control_refused", "there is nothing left to go back to"
+    assert "control_refused" in fleet.types("gone-1"), "there is nothing left to go back to"
 
 
 # --- data of every kind ------------------------------------------------------------------------------
