@@ -178,10 +178,10 @@ def snapshot(fleet: Fleet) -> dict[str, Any]:
 def test_a_host_whose_agent_has_gone_is_named_in_the_rejection(fleet: Fleet) -> None:
     fleet.sleeper("alone")
     fleet.beta.hostd.stop()
-    fleet.put_request("gone-1", json.dumps({**GOOD, "container": "alone"}))
-    assert "no agent is registered for the target 'beta'" in "\n".join(rejection(fleet, "gone-1").reasons)
+    fleet.put_request("silent-1", json.dumps({**GOOD, "container": "alone"}))
+    assert "no agent is registered for the target 'beta'" in "\n".join(rejection(fleet, "silent-1").reasons)
     fleet.beta.hostd.start()
-    fleet.migrate("gone-2", "alone")
+    fleet.migrate("silent-2", "alone")
 
 
 def test_a_container_that_is_being_moved_is_not_moved_a_second_time(fleet: Fleet) -> None:
