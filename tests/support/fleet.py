@@ -216,7 +216,7 @@ class Fleet:
             self.store.delete(key)
             return
         self.etcdctl("put", key, given=text.encode())
-        self.wait_step(log, "failpoints taken", since)
+        self.wait_step(log, f'"failpoints": {json.dumps(text[:200])}', since)
 
     def cargoctl(self, *arguments: str, timeout_seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """cargoctl, as a person uses it."""
