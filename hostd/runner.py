@@ -36,6 +36,7 @@ from hostd.effects.registry import EFFECTS
 from hostd.journal import Journal
 from hostd.plan import Plan, View
 from hostd.turn import (
+    LONGEST_RETRY_SECONDS,
     MAX_ATTEMPTS_BEFORE_CLAIM,
     Append,
     Begin,
@@ -47,12 +48,11 @@ from hostd.turn import (
     Tell,
     Turns,
     Wait,
+    retry_delay_seconds,
 )
 
 __all__ = ["MAX_ATTEMPTS_BEFORE_CLAIM", "Runner", "RunnerPorts"]
 
-FIRST_RETRY_SECONDS = 0.5
-LONGEST_RETRY_SECONDS = 30.0
 SUPERVISE = "supervise_container"
 EXCLUSIVE = frozenset({SUPERVISE, "recall_container", "fold_union"})
 """Effects that start or stop the container on the target: one at a time."""
@@ -311,6 +311,5 @@ class Runner:
         )
 
     def _back_off(self, failures: int) -> bool:
-        delay = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 10))
-        self._woken.wait(delay)
+        self._woken.wait(retry_delay_seconds(failures))
         return True

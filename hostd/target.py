@@ -186,21 +186,17 @@ def _stopped(_view: View, outcomes: Outcomes) -> Data:
 
 _FILL = Step("fill", ("announce_placement", "supervise_container", "watch_health", "fill_replica"), _filled)
 
-_CLEAR = Step(
-    "clear",
-    (
-        "recall_container",
-        "create_container",
-        "mount_union",
-        "attach_remote",
-        "create_volumes",
-        "create_networks",
-        "provide_image",
-        "fetch_spec",
-    ),
-    _cleaned,
-    undo=True,
+_LEFT_BEHIND = (
+    "create_container",
+    "mount_union",
+    "attach_remote",
+    "create_volumes",
+    "create_networks",
+    "provide_image",
+    "fetch_spec",
 )
+"""Whatever a migration may have left on this host, newest first: the order in which it is undone."""
+_CLEAR = Step("clear", ("recall_container", *_LEFT_BEHIND), _cleaned, undo=True)
 
 PLAN = Plan(
     role="target",
@@ -235,19 +231,6 @@ PLAN = Plan(
         "yielded": Step("offer", ("mount_union",)),
         "clearing": _CLEAR,
         "clearing_late": _CLEAR,
-        "cleaning": Step(
-            "clean",
-            (
-                "create_container",
-                "mount_union",
-                "attach_remote",
-                "create_volumes",
-                "create_networks",
-                "provide_image",
-                "fetch_spec",
-            ),
-            _cleaned,
-            undo=True,
-        ),
+        "cleaning": Step("clean", _LEFT_BEHIND, _cleaned, undo=True),
     },
 )

@@ -35,6 +35,8 @@ from hostd.plan import Plan, View
 MAX_ATTEMPTS_BEFORE_CLAIM = 6
 """With the back-off of the runner, about a minute: longer than a reboot of sshd, short enough that a person who
 waits for a migration learns that it will not happen while the container still runs on the source."""
+FIRST_RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 30.0
 IRREVOCABLE_STATES = frozenset(
     {"starting", "filling", "filling_digested", "filled", "verifying", "verified", "settled", "finalising"}
     | {"frozen", "yielded", "digesting", "digested", "releasing", "released"}
@@ -46,6 +48,11 @@ MAX_REASON_CHARACTERS = 2000
 MAX_REASONS = 50
 ENDS_STEP = "ends_step"
 """An outcome that holds this ends its step: another host has to do something first, and the event says what."""
+
+
+def retry_delay_seconds(failures: int) -> float:
+    """How long to wait after so many failures in a row."""
+    return min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10))
 
 
 @dataclass(frozen=True)

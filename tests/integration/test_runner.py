@@ -18,6 +18,7 @@ from events.schema import Data, Event
 from events.stamp import Stamper
 from hostd import runner as runner_module
 from hostd import source, target
+from hostd import turn as turn_module
 from hostd.effects.base import Context, Effect, Outcome, TrackingLostError
 from hostd.effects.registry import EFFECTS
 from hostd.plan import Plan
@@ -57,7 +58,7 @@ class Stage:
         self.effects = {name: Scripted() for name in EFFECTS}
         for name, scripted in self.effects.items():
             monkeypatch.setitem(EFFECTS, name, scripted)
-        monkeypatch.setattr(runner_module, "FIRST_RETRY_SECONDS", 0.001)
+        monkeypatch.setattr(turn_module, "FIRST_RETRY_SECONDS", 0.001)
         self.failpoints = Failpoints()
         self.ports = RunnerPorts(
             host=host,

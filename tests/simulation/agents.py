@@ -22,7 +22,7 @@ from events.records import ContainerRecord, HostRecord, MountRecord, encode_cont
 from events.schema import Requested, Stamp
 from events.store import Compare, Delete, NoAnswerError, Outcome, Page, Put, Store
 from hostd import source, target
-from hostd.turn import Append, Begin, Pass, Perform, Read, Rest, Turn, Turns, Wait
+from hostd.turn import Append, Begin, Pass, Perform, Read, Rest, Turn, Turns, Wait, retry_delay_seconds
 from tests.simulation import effects
 from tests.simulation.effects import Ctx, Performance
 from tests.simulation.invariants import Watched
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from tests.simulation.scheduler import Simulation
 
 LEADER_TTL_SECONDS = 5
-FIRST_RETRY_SECONDS = 0.5
-LONGEST_RETRY_SECONDS = 30.0
 
 
 class Killed(BaseException):
@@ -267,8 +265,7 @@ class Runner:
             if self.context is not None and self.context.poke_after is not None:
                 self.poke_at = self.agent.sim.clock + self.context.poke_after
         elif isinstance(operation, Wait):
-            delay = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(operation.failures, 10))
-            self.wait_until = self.agent.sim.clock + delay
+            self.wait_until = self.agent.sim.clock + retry_delay_seconds(operation.failures)
         elif isinstance(operation, Pass):
             pass
         return None
