@@ -400,6 +400,8 @@ def carry_back(ctx: Ctx) -> Performance:
     yield
     if order.discard_target_writes or not isinstance(stopped, TargetStopped):
         return {"bytes_moved": 0, "files": 0}
+    if "target_asserted_off" in ctx.view.facts and "pulled" not in ctx.files:
+        return {"bytes_moved": 0, "files": 0}
     listed: dict[str, bool] = fetched(ctx, stopped.trees[0].manifest, ctx.request_target)
     source, target = ctx.volume(), ctx.request_target.volumes.get(VOLUME)
     stage = ctx.files.setdefault("carry", {})

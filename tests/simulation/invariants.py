@@ -262,6 +262,8 @@ class Checker:
             order = next(e.data for e in record.events if isinstance(e.data, RollbackOrdered))
             given_up = order.discard_target_writes
         if given_up:
+            # What was already pulled aside from a target that then died is kept rather than lost; all of it or nothing.
+            self.world.or_all_kept = dict(self.world.truth) if event.type == "target_asserted_off" else None
             self.world.truth = dict(self.world.at_stop)
 
     # --- the world -----------------------------------------------------------------------------
@@ -276,6 +278,9 @@ class Checker:
         if running:
             host, container = running[0]
             seen = self.world.visible(host, container)
+            if seen == self.world.or_all_kept:
+                self.world.truth = dict(seen)
+            self.world.or_all_kept = None
             if seen != self.world.truth:
                 raise ViolationError(
                     "P2", f"on {host.name} the container sees {seen}, acknowledged is {self.world.truth}"

@@ -191,6 +191,7 @@ class World:
         self.truth: dict[str, int] = {}
         """What the client has been told is stored."""
         self.at_stop: dict[str, int] = {}
+        self.or_all_kept: dict[str, int] | None = None
         """The source's tree when it stopped."""
         self.writes = 0
         self.cut_short: set[str] = set()
