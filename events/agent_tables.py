@@ -93,7 +93,7 @@ SOURCE = AgentMachine(
         "digesting": AgentStep("digest", ("guard_source", "digest_trees"), reports=True, undo=False),
         "digested": AgentStep("guard", ("guard_source",), reports=False, undo=False),
         "releasing": AgentStep("release", ("retire_container",), reports=True, undo=False),
-        "restoring": AgentStep("restore", ("guard_source", "publish_dirty", "track_changes", "stop_container", "disarm_restart", "describe_container"), reports=True, undo=True),
+        "restoring": AgentStep("restore", ("guard_source", "publish_dirty", "track_changes", "disarm_restart", "stop_container", "describe_container"), reports=True, undo=True),
         "carrying": AgentStep("carry", ("carry_back",), reports=True, undo=False),
         "reviving": AgentStep("revive", ("revive_container", "announce_placement"), reports=True, undo=False),
     },

@@ -152,8 +152,9 @@ PLAN = Plan(
                 "guard_source",
                 "publish_dirty",
                 "track_changes",
-                "stop_container",
+                # The policy comes back before the container does: a Docker that restarts in between would leave it down.
                 "disarm_restart",
+                "stop_container",
                 "describe_container",
             ),
             _restored,

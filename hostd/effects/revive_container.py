@@ -26,8 +26,9 @@ class ReviveContainer(Effect):
                 "here, so create it by hand"
             )
         engine.rename(prepared.container_id, prepared.container_name)
-        engine.start(prepared.container_id)
+        # The policy first: a Docker that restarts between the two would leave the container down, unnoticed (A8).
         engine.set_restart_policy(prepared.container_id, prepared.restart_policy, prepared.restart_max_retries)
+        engine.start(prepared.container_id)
         for mount in prepared.mounts:
             stage = Path(mount.tree).parent / f"{CARRY_STAGE}-{context.migration}"
             if stage.exists():

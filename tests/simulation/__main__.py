@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 
+from tests.simulation import campaign
 from tests.simulation.running import run_many
 from tests.simulation.scheduler import Simulation
 
@@ -22,7 +24,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="how many processes (default: 1)")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and print everything that happened")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="write every few thousand seeds down there, and run only what it lacks: for runs of hours",
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="say what such a file holds, and run nothing")
     options = parser.parse_args(arguments)
+    if options.report is not None or options.results is not None:
+        if options.report is None:
+            campaign.run(options.first, options.seeds, options.jobs, options.results)
+        total = campaign.total(options.report or options.results)
+        print(campaign.told(total))
+        return 1 if total.failures else 0
     return _replay(options.replay) if options.replay is not None else _many(options.first, options.seeds, options.jobs)
 
 

@@ -448,10 +448,11 @@ def revive_container(ctx: Ctx) -> Performance:
         raise PermanentError("the container that was kept is gone; its data is here, so create it by hand")
     container.name = prepared.container_name
     yield
-    ctx.agent.world_start(container)
-    yield
     ctx.docker()
     set_policy(container, prepared.restart_policy)
+    yield
+    ctx.agent.world_start(container)
+    yield
     ctx.host.files.pop(ctx.migration, None)
     return {"running": True}
 

@@ -23,22 +23,32 @@ class Summary:
     steps: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     """How often a migration ended in each state."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """What happened to them, by kind."""
     failures: list[Result] = field(default_factory=list)
 
 
-def run_many(first: int, count: int, jobs: int, *, tell: Callable[[int], None] | None = None) -> Summary:
-    """Run ``count`` seeds from ``first`` on. Stops early after MAX_FAILURES broken promises."""
+def run_many(
+    first: int,
+    count: int,
+    jobs: int,
+    *,
+    tell: Callable[[int], None] | None = None,
+    most_failures: int = MAX_FAILURES,
+) -> Summary:
+    """Run ``count`` seeds from ``first`` on. Stops early after ``most_failures`` broken promises."""
     summary = Summary()
     for result in _results(range(first, first + count), jobs):
         summary.seeds += 1
         summary.events += result.events
         summary.steps += result.steps
+        summary.faults.update(result.faults)
         summary.outcomes.update(result.outcomes or ("nothing was asked for",))
         if not result.good:
             summary.failures.append(result)
         if tell is not None and summary.seeds % 100 == 0:
             tell(summary.seeds)
-        if len(summary.failures) >= MAX_FAILURES:
+        if len(summary.failures) >= most_failures:
             break
     summary.failures.sort(key=lambda result: result.seed)
     return summary
@@ -50,6 +60,8 @@ def _results(seeds: range, jobs: int) -> Iterator[Result]:
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         yield from pool.imap_unordered(_lean, seeds, chunksize=CHUNK)
+        pool.close()
+        pool.join()
 
 
 def _lean(seed: int) -> Result:

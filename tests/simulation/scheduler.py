@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator import lifecycle
@@ -57,6 +57,30 @@ WAY_BACK_MOMENTS = (
     "rollback_ordered", "recall_container", "list_changes", "target_stopped", "carry_back", "carried_back",
     "revive_container", "source_restored", "abort_ordered", "target_cleaned",
 )  # fmt: skip
+FAULTS = {
+    "is killed": "a process is killed",
+    "is killed %s": "a process is killed right before or after a write",
+    "is killed and starts": "a process is killed",
+    "is frozen": "a process is frozen",
+    "stands still in the middle of a write": "a process is preempted inside an append",
+    "its write is %s": "a write or its reply is lost, or comes late",
+    "meets a passing error": "an effect fails in passing",
+    "meets a passing error, aimed at it": "an effect fails in passing",
+    "meets a lasting error": "an effect fails for good",
+    "misses a wake-up": "a wake-up is lost",
+    "loses power": "a host loses power",
+    "dockerd restarts": "Docker restarts",
+    "dockerd stops answering": "Docker falls silent",
+    "the store is %s for %s": "the way to the store is cut, both ways or one",
+    "alpha and beta lose each other": "the link between the hosts is cut",
+    "the queue of the tracker overflows": "the tracker's queue overflows",
+    "%s seconds pass": "time passes, so that leases expire",
+    "leads with epoch %s": "leadership is taken",
+    "puts %s %s": "a person asks for something",
+    "%s %s on %s": "the container ends, by itself or by a person's hand",
+    "removes %s": "a person removes the container",
+}
+"""Lines of the transcript that are faults, and what they are called in statistics."""
 POLICIES = ("always", "unless-stopped", "on-failure", "no")
 
 
@@ -75,6 +99,8 @@ class Result:
     digest: str
     """Over every stored event and every line of the transcript (P18)."""
     transcript: str
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """How often each kind of fault struck."""
 
     @property
     def good(self) -> bool:
@@ -267,6 +293,7 @@ class Simulation:
             steps=self.steps,
             digest=digest.hexdigest(),
             transcript=text,
+            faults=self.transcript.count(FAULTS),
         )
 
     def _one_step(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 
 class Transcript:
@@ -21,6 +22,15 @@ class Transcript:
             f"{step:5} {'│ ' * depth}{who:<15} {words % values if values else words}"
             for step, depth, who, words, values in self._lines
         )
+
+    def count(self, kinds: Mapping[str, str]) -> dict[str, int]:
+        """How many lines there are of each kind, given the kind of a line by its words."""
+        counted: dict[str, int] = {}
+        for _step, _depth, _who, words, _values in self._lines:
+            kind = kinds.get(words)
+            if kind is not None:
+                counted[kind] = counted.get(kind, 0) + 1
+        return counted
 
     def fingerprint(self) -> bytes:
         """A digest of every line."""
