@@ -16,7 +16,10 @@ Pure: no clock, no randomness, no I/O, no logging.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from coordinator.policy import Round, plan_next
 from events.decision import Decision, Draft
@@ -125,8 +128,7 @@ TABLE = Table(
 )
 
 
-@dataclass(frozen=True)
-class Lifecycle:
+class Lifecycle(msgspec.Struct, frozen=True):
     """Everything that a stream says to the coordinator."""
 
     state: str = TABLE.initial
@@ -189,14 +191,13 @@ def author_allowed(lifecycle: Lifecycle, event: Event) -> bool:
     request = lifecycle.request
     if isinstance(event.data, Requested):
         request = event.data.request
-    roles = set()
+    authors = EVENT_TYPES[event.type].authors
     if event.by.startswith("coordinator/"):
-        roles.add("coordinator")
-    if request is not None and event.by == f"hostd/{request.source}":
-        roles.add("source")
-    if request is not None and event.by == f"hostd/{request.target}":
-        roles.add("target")
-    return not roles.isdisjoint(EVENT_TYPES[event.type].authors)
+        return "coordinator" in authors
+    if request is None:
+        return False
+    as_source = "source" in authors and event.by == f"hostd/{request.source}"
+    return as_source or ("target" in authors and event.by == f"hostd/{request.target}")
 
 
 def apply(lifecycle: Lifecycle, event: Event) -> Lifecycle:
@@ -212,52 +213,57 @@ def apply(lifecycle: Lifecycle, event: Event) -> Lifecycle:
     state = TABLE.next(lifecycle.state, event.type)
     epoch = max(lifecycle.epoch, event.epoch) if by_coordinator else lifecycle.epoch
     failures = lifecycle.failures
-    if event.type != "step_failed":  # whoever goes on has recovered
+    if failures and event.type != "step_failed":  # whoever goes on has recovered
         failures = tuple(pair for pair in failures if not pair[0].startswith(f"{event.by}:"))
-    after = replace(lifecycle, state=state, seq=event.seq, epoch=epoch, failures=failures, last_type=event.type)
-    return _remember(after, event)
+    known = {"state": state, "seq": event.seq, "epoch": epoch, "failures": failures, "last_type": event.type}
+    return replace(lifecycle, **(known | _learned(lifecycle, event)))
 
 
-def _remember(after: Lifecycle, event: Event) -> Lifecycle:
+_FLAGS: dict[str, dict[str, Any]] = {
+    "source_stopped": {"source_stopped": True},
+    "release_ordered": {"release_ordered": True},
+    "target_stopped": {"target_stopped": True},
+    "carried_back": {"carried_back": True},
+    "source_restored": {"restored": True},
+    "target_cleaned": {"cleaned": True},
+    "paused": {"paused": True},
+    "resumed": {"paused": False},
+}
+
+
+def _learned(before: Lifecycle, event: Event) -> dict[str, Any]:
+    """What the payload adds to what is known: fields of Lifecycle."""
     match event.data:
         case Requested() as data:
-            return replace(
-                after, request=data.request, container_id=data.container_id, bwlimit_kib=data.request.bwlimit_kib
-            )
+            return {
+                "request": data.request,
+                "container_id": data.container_id,
+                "bwlimit_kib": data.request.bwlimit_kib,
+            }
         case SourcePrepared() as data:
-            return replace(after, mounts=len(data.mounts))
+            return {"mounts": len(data.mounts)}
         case BwlimitOrdered() as data:
-            return replace(after, bwlimit_kib=data.kib)
+            return {"bwlimit_kib": data.kib}
         case SyncOrdered() as data:
-            return replace(after, round_ordered=data.round, tracking_lost="")
+            return {"round_ordered": data.round, "tracking_lost": ""}
         case SyncFinished() as data:
             done = Round(data.bytes_moved, data.duration_seconds)
-            return replace(after, rounds=(*after.rounds, done), round_finished=data.round)
+            return {"rounds": (*before.rounds, done), "round_finished": data.round}
         case StepFailed() as data:
             if data.code == "tracking_lost":
-                return replace(after, tracking_lost=data.reason, tracking_losses=after.tracking_losses + 1)
+                return {"tracking_lost": data.reason, "tracking_losses": before.tracking_losses + 1}
             key = f"{event.by}:{data.step}"
-            kept = tuple(pair for pair in after.failures if pair[0] != key)
-            return replace(after, failures=(*kept, (key, data)))
+            kept = tuple(pair for pair in before.failures if pair[0] != key)
+            return {"failures": (*kept, (key, data))}
         case HealthReported() as data:
-            return replace(after, unhealthy=data.log if data.status == "unhealthy" else None)
+            return {"unhealthy": data.log if data.status == "unhealthy" else None}
         case SourceReleased() as data:
-            return replace(after, source_released=True, kept_as=data.kept_as)
+            return {"source_released": True, "kept_as": data.kept_as}
         case RollbackOrdered() as data:
-            return replace(after, discard_target_writes=data.discard_target_writes)
+            return {"discard_target_writes": data.discard_target_writes}
         case TargetAssertedOff() as data:
-            return replace(after, asserted_off=data.who)
-    flags: dict[str, dict[str, bool]] = {
-        "source_stopped": {"source_stopped": True},
-        "release_ordered": {"release_ordered": True},
-        "target_stopped": {"target_stopped": True},
-        "carried_back": {"carried_back": True},
-        "source_restored": {"restored": True},
-        "target_cleaned": {"cleaned": True},
-        "paused": {"paused": True},
-        "resumed": {"paused": False},
-    }
-    return replace(after, **flags.get(event.type, {}))  # type: ignore[arg-type]
+            return {"asserted_off": data.who}
+    return _FLAGS.get(event.type, {})
 
 
 def fold(events: Iterable[Event], start: Lifecycle | None = None) -> Lifecycle:

@@ -71,11 +71,21 @@ class _Keeper:
         self._period_seconds = ttl_seconds / REFRESHES_PER_TTL
         self._closing = threading.Event()
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._name = name
+        self._thread: threading.Thread | None = None
 
     def turn(self) -> None:
         """One round of keeping. Raises StoreUnavailableError or LeaseGoneError."""
         raise NotImplementedError
+
+    def _start(self) -> None:
+        """Keep in the background from now on."""
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    @property
+    def _running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -93,9 +103,9 @@ class _Keeper:
         """End the thread, then the lease; what cannot be revoked now ends when the lease runs out."""
         self._closing.set()
         self._wake.set()
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join(CLOSE_SECONDS)
-        if lease is None or self._thread.is_alive():
+        if lease is None or self._running:
             return
         try:
             lease.revoke()
@@ -123,7 +133,7 @@ class Registration(_Keeper):
         self.lease: Lease | None = None
         """The present lease, for further keys that should vanish together with this one."""
         if background:
-            self._thread.start()
+            self._start()
 
     def update(self, value: bytes) -> None:
         """Show ``value`` from now on. Returns at once; ``turn`` writes it."""
@@ -192,8 +202,8 @@ class Election(_Keeper):
             if stored is None or stored.value != self._value:
                 return None
             self.guard = LeaderGuard(self._key, stored.create_revision)
-        if self._background and not self._thread.is_alive():
-            self._thread.start()
+        if self._background and not self._running:
+            self._start()
         return self.guard
 
     def campaign(self, stop: threading.Event) -> LeaderGuard | None:

@@ -52,12 +52,19 @@ class Table:
             ],
             auto_transitions=False,
         )
+        self._next = {
+            (state, row.event): str(found[0].dest)
+            for row in self.rows
+            for state in self.states
+            if (found := self._machine.get_transitions(row.event, state))
+        }
+        """Every answer of the machine, asked once: a fold looks one up for each event."""
 
     def next(self, state: str, event: str) -> str:
         """The state after ``event``. Raises IllegalEventError when the table has no place for it."""
-        found = self._machine.get_transitions(event, state) if event in self._machine.events else []
-        if found:
-            return str(found[0].dest)
+        found = self._next.get((state, event))
+        if found is not None:
+            return found
         if event in self.ignored:
             return state
         raise IllegalEventError(f"the {self.name} machine, in state {state!r}, cannot accept the event {event!r}")

@@ -7,6 +7,7 @@ every run. A retry does not sleep. Nothing here survives the process, so no serv
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import bisect_left, bisect_right, insort
@@ -44,7 +45,8 @@ class MemoryStore(Store):
         """``clock`` gives seconds; leases run out by it."""
         super().__init__(keys if keys is not None else Keyspace())
         self._clock = clock
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._revision = 1
         self._compacted = 0
         self._versions: dict[bytes, list[_Version]] = {}
@@ -52,6 +54,8 @@ class MemoryStore(Store):
         self._log: list[tuple[int, list[Change]]] = []
         self._leases: dict[int, tuple[int, float]] = {}
         self._last_lease = 0
+        self._soonest_end = math.inf
+        """No lease ends before this, so nobody has to look at them earlier."""
         self._faults: list[_Fault] = []
         self._late: list[tuple[Sequence[Compare], Sequence[Put | Delete]]] = []
         self._down = False
@@ -105,16 +109,20 @@ class MemoryStore(Store):
         """Not at all: the clock may be one that only moves when the simulator says so."""
 
     def _page(self, start: bytes, end: bytes, limit: int, revision: int, keys_only: bool) -> Page:
-        with self._changed:
+        with self._lock:
             self._admit()
             if 0 < revision < self._compacted:
                 raise CompactedError(f"revision {revision} is compacted")
-            items: list[KeyValue] = []
             at = revision if revision else self._revision
-            index = bisect_left(self._sorted, start)
-            while index < len(self._sorted) and (end == b"\0" or self._sorted[index] < end):
-                item = self._item(self._sorted[index], at)
-                index += 1
+            if start and end == start + b"\0" and limit > 0:  # one key
+                item = self._item(start, at) if start in self._versions else None
+                one = [] if item is None else [item._replace(value=b"") if keys_only else item]
+                return Page(one, False, self._revision)
+            items: list[KeyValue] = []
+            first = bisect_left(self._sorted, start)
+            last = len(self._sorted) if end == b"\0" else bisect_left(self._sorted, end, first)
+            for key in self._sorted[first:last]:
+                item = self._item(key, at)
                 if item is None:
                     continue
                 if len(items) == limit:
@@ -123,7 +131,7 @@ class MemoryStore(Store):
             return Page(items, False, self._revision)
 
     def _transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
-        with self._changed:
+        with self._lock:
             self._admit()
             late, self._late = self._late, []
             for pending in late:
@@ -140,14 +148,16 @@ class MemoryStore(Store):
             return outcome
 
     def _grant(self, ttl_seconds: int) -> tuple[int, int]:
-        with self._changed:
+        with self._lock:
             self._admit()
             self._last_lease += 1
-            self._leases[self._last_lease] = (ttl_seconds, self._clock() + ttl_seconds)
+            ends = self._clock() + ttl_seconds
+            self._leases[self._last_lease] = (ttl_seconds, ends)
+            self._soonest_end = min(self._soonest_end, ends)
             return self._last_lease, ttl_seconds
 
     def _keep_alive(self, lease_id: int) -> int:
-        with self._changed:
+        with self._lock:
             self._admit()
             if lease_id not in self._leases:
                 return 0
@@ -156,7 +166,7 @@ class MemoryStore(Store):
             return ttl_seconds
 
     def _revoke(self, lease_id: int) -> None:
-        with self._changed:
+        with self._lock:
             self._admit()
             self._end_lease(lease_id)
 
@@ -239,8 +249,11 @@ class MemoryStore(Store):
 
     def _expire(self) -> None:
         now = self._clock()
+        if now < self._soonest_end:
+            return
         for lease_id in [lease for lease, (_, ends) in self._leases.items() if ends <= now]:
             self._end_lease(lease_id)
+        self._soonest_end = min((ends for _, ends in self._leases.values()), default=math.inf)
 
     def _end_lease(self, lease_id: int) -> None:
         if self._leases.pop(lease_id, None) is None:
@@ -277,8 +290,8 @@ class MemoryFollower(Follower):
 
     def poll(self, timeout_seconds: float) -> Snapshot | Changes | None:
         store = self._store
-        give_up_at = time.monotonic() + timeout_seconds
-        with store._changed:
+        give_up_at = time.monotonic() + timeout_seconds if timeout_seconds > 0 else 0.0
+        with store._lock:
             while not self.closed and not store._closed:
                 store._expire()
                 if not store._down:
@@ -286,7 +299,7 @@ class MemoryFollower(Follower):
                         item = self._next(prefix, cursor)
                         if item is not None:
                             return item
-                remaining = give_up_at - time.monotonic()
+                remaining = give_up_at - time.monotonic() if timeout_seconds > 0 else 0.0
                 if remaining <= 0:
                     return None
                 # Woken at least this often: a lease may run out without anybody calling.
@@ -303,8 +316,11 @@ class MemoryFollower(Follower):
             if self._contents:
                 items = store._page(start, prefix_end(start), len(store._sorted) + 1, 0, False).items
             return Snapshot(prefix, items, store._revision, resync=cursor is not None)
-        for index in range(bisect_right(store._log, cursor, key=lambda entry: entry[0]), len(store._log)):
-            revision, changes = store._log[index]
+        log = store._log
+        if not log or log[-1][0] <= cursor:
+            return None
+        for index in range(max(cursor + 1 - log[0][0], 0), len(log)):  # each revision that is kept has one entry
+            revision, changes = log[index]
             self._cursors[prefix] = revision
             mine = [change for change in changes if change.key.startswith(prefix)]
             if mine:

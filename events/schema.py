@@ -549,11 +549,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator's leadership revision that was in force; agents refuse orders from an older one."""
     data: Data
     raw: bytes = b""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the stored text, in hex: the next event's ``prev``."""
-        return hashlib.sha256(self.raw).hexdigest()
+    digest: str = ""
+    """SHA-256 of ``raw``, in hex: the next event's ``prev``."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -670,6 +667,7 @@ def decode_event(raw: bytes) -> Event:
         epoch=envelope.epoch,
         data=data,
         raw=raw,
+        digest=hashlib.sha256(raw).hexdigest(),
     )
 
 

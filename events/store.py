@@ -213,13 +213,13 @@ class Store(ABC):
         Raises SchemaError (an event this version does not understand), ChainError (edited, cut or wiped).
         """
         first = after.seq if after is not None else after_seq
-        start = self.keys.event(migration, max(first, 1))
-        items, _ = self._collect(key_bytes(start), key_bytes(self.keys.head(migration)) + b"\0")
+        start, head_key = self.keys.event(migration, max(first, 1)), self.keys.head(migration)
+        items, _ = self._collect(key_bytes(start), key_bytes(head_key) + b"\0")
         head: Head | None = None
         events: list[Event] = []
         for item in items:
-            place = self.keys.parse(item.key)
-            if place is not None and place.kind == "head":
+            place = None if item.key == head_key else self.keys.parse(item.key)
+            if item.key == head_key:
                 head = decode_head(item.value)
             elif place is not None and place.kind == "event":
                 event = decode_event(item.value)

@@ -9,8 +9,11 @@ Pure: no clock, no randomness, no I/O, no logging.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from events.decision import Decision, Outcomes
 from events.errors import IllegalEventError
@@ -34,8 +37,7 @@ from events.schema import (
 )
 
 
-@dataclass(frozen=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """A stream as an agent sees it: its machine's state, and the facts that its effects need."""
 
     state: str
@@ -43,12 +45,12 @@ class View:
     cause: int = 0
     """``seq`` of the event that brought the machine into its state."""
     epoch: int = 0
-    facts: Mapping[str, Data] = field(default_factory=dict)
+    facts: Mapping[str, Data] = msgspec.field(default_factory=dict)
     """The newest payload of each event type."""
-    author: Mapping[str, str] = field(default_factory=dict)
-    boots: Mapping[str, str] = field(default_factory=dict)
+    author: Mapping[str, str] = msgspec.field(default_factory=dict)
+    boots: Mapping[str, str] = msgspec.field(default_factory=dict)
     """The life (``boot``) of the writer of the newest event of each type."""
-    failing: Mapping[str, StepFailed] = field(default_factory=dict)
+    failing: Mapping[str, StepFailed] = msgspec.field(default_factory=dict)
     """The newest unrecovered failure of each agent, by author."""
     round: int = 0
     rounds: tuple[SyncFinished, ...] = ()
@@ -152,7 +154,14 @@ class Plan:
                 f"epoch {view.epoch} has been obeyed already"
             )
         state = self.table.next(view.state, event.type)
-        after = replace(
+        failing = view.failing
+        if isinstance(event.data, StepFailed):
+            failing = {**failing, event.by: event.data}
+        elif by_coordinator and state != view.state:
+            failing = {}  # an order that moves the machine on makes earlier failures history
+        elif event.by in failing:
+            failing = {author: failed for author, failed in failing.items() if author != event.by}
+        return replace(
             view,
             state=state,
             seq=event.seq,
@@ -161,17 +170,10 @@ class Plan:
             facts={**view.facts, event.type: event.data},
             author={**view.author, event.type: event.by},
             boots={**view.boots, event.type: event.boot},
+            failing=failing,
+            round=event.data.round if isinstance(event.data, SyncOrdered) else view.round,
+            rounds=(*view.rounds, event.data) if isinstance(event.data, SyncFinished) else view.rounds,
         )
-        failing = dict(after.failing)
-        if isinstance(event.data, StepFailed):
-            failing[event.by] = event.data
-        elif by_coordinator and state != view.state:
-            failing.clear()  # an order that moves the machine on makes earlier failures history
-        else:
-            failing.pop(event.by, None)
-        number = event.data.round if isinstance(event.data, SyncOrdered) else view.round
-        rounds = (*view.rounds, event.data) if isinstance(event.data, SyncFinished) else view.rounds
-        return replace(after, failing=failing, round=number, rounds=rounds)
 
     def fold(self, events: Iterable[Event], view: View | None = None) -> View:
         """The view that ``events`` lead to, continuing ``view``."""

@@ -297,6 +297,8 @@ class Agent(Process):
         self.manual_stops: set[str] = set()
         self.host.trackers.clear()
         self.told: dict[str, bytes] = {}
+        self.told_of: list[tuple[object, ...]] = []
+        """What the records in ``told`` were made from."""
 
     def kill(self) -> None:
         self.alive = self.frozen = False
@@ -374,15 +376,19 @@ class Agent(Process):
         return [runner for runner in self.runners.values() if runner.ready]
 
     def advance(self) -> bool:
-        ready = self.ready()
+        ready = self.ready() if self.runners else None
         if not ready:
-            return self.watch()
+            return self.polled != self.sim.backend._revision and self.watch()
         runner = ready[0] if len(ready) == 1 else self.sim.rng.choice(ready)
         runner.advance()
         return True
 
     def tell(self) -> None:
         """Write what runs here into the inventory, if that has changed."""
+        here = self.host.containers.values()
+        what = [tuple(self.host.volumes), *((c.id, c.name, c.running, c.policy, c.label) for c in here)]
+        if what == self.told_of:
+            return
         keys = self.store.keys
         host = HostRecord(
             host=self.host.name,
@@ -403,8 +409,6 @@ class Agent(Process):
                 mounts=(MountRecord(kind="volume", name="data", destination="/data", tree="/v/data"),),
             )
             told[keys.inventory_item(self.host.name, container.name)] = encode_container(record)
-        if told == self.told:
-            return
         try:
             for key in self.told.keys() - told.keys():
                 self.store.delete(key)
@@ -413,7 +417,7 @@ class Agent(Process):
                     self.store.put(key, value)
         except StoreUnavailableError:
             return
-        self.told = told
+        self.told, self.told_of = told, what
 
     # --- what effects do to Docker -------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from tests.simulation.scheduler import Result, run_seed
 
 CHUNK = 25
+GARBAGE_OBJECTS = 20_000
 MAX_FAILURES = 20
 """More would only hide the first."""
 
@@ -58,10 +60,16 @@ def _results(seeds: range, jobs: int) -> Iterator[Result]:
     if jobs <= 1:
         yield from map(_lean, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, _prepare) as pool:
         yield from pool.imap_unordered(_lean, seeds, chunksize=CHUNK)
         pool.close()
         pool.join()
+
+
+def _prepare() -> None:
+    """A worker collects garbage about once a seed, and never looks through the modules for it."""
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS, 10, 100)
 
 
 def _lean(seed: int) -> Result:

@@ -22,6 +22,7 @@ from events.memory import MemoryStore
 from events.schema import EVENT_TYPES
 from events.store import Delete, Put
 from tests.simulation.agents import Agent, Coordinator, Killed, Process, tame_clock
+from tests.simulation.remembered import RememberedKeys, remember_events
 from tests.simulation.invariants import NEEDS, Checker, ViolationError
 from tests.simulation.transcript import Transcript
 from tests.simulation.world import PATHS, VOLUME, Container, Host, Volume, World
@@ -121,7 +122,7 @@ class Simulation:
         self.steps = 0
         self.faults = False
         self.transcript = Transcript()
-        self.backend = MemoryStore(clock=lambda: self.clock)
+        self.backend = MemoryStore(RememberedKeys(), clock=lambda: self.clock)
         self.world = World()
         self.mood = self.rng.choice(("leave it", "leave it", "give up", "go back", "go back", "anything"))
         self.policy = self.rng.choice(POLICIES)
@@ -256,6 +257,7 @@ class Simulation:
     def run(self) -> Result:
         """The whole run. Never raises for a broken promise: the result says it."""
         tame_clock(self)
+        remember_events()
         rule = words = ""
         try:
             for process in self.processes:
@@ -303,6 +305,7 @@ class Simulation:
         roll = rng.random()
         self.control_in -= 1
         self.trouble_in -= 1
+        world_touched = True
         if self.control_in == 0 and self.checker.records:
             self._control(rng.choice(sorted(self.checker.records)), self.control)
         elif self.trouble_in == 0:
@@ -314,8 +317,8 @@ class Simulation:
         elif roll < self.fault_rate / 2 + 0.025 + self.write_rate:
             self._client()
         else:
-            self._process_step()
-        self.checker.step()
+            world_touched = self._process_step()
+        self.checker.step(world_touched=world_touched)
 
     def _client(self) -> None:
         rng = self.rng
@@ -328,12 +331,24 @@ class Simulation:
                 tracker.trusted = False
                 self.say("alpha", "the queue of the tracker overflows")
 
-    def _process_step(self) -> None:
-        usable = [process for process in self.processes if process.usable]
-        self.rng.shuffle(usable)
+    def _process_step(self) -> bool:
+        """Somebody does something; whether it was an agent."""
+        usable = [one for one in self.processes if one.alive and not one.frozen and not one.busy]
+        self._shuffle(usable)
         for process in usable:
             if self._advance(process):
-                return
+                return isinstance(process, Agent)
+        return False
+
+    def _shuffle(self, processes: list[Process]) -> None:
+        """As ``Random.shuffle``, drawing the same numbers, without its calls for each of them."""
+        draw = self.rng.getrandbits
+        for last in range(len(processes) - 1, 0, -1):
+            bits = (last + 1).bit_length()
+            chosen = draw(bits)
+            while chosen > last:
+                chosen = draw(bits)
+            processes[last], processes[chosen] = processes[chosen], processes[last]
 
     def _advance(self, process: Process) -> bool:
         process.busy += 1
@@ -611,7 +626,7 @@ class Simulation:
                 raise ViolationError("P6", f"{process.name} stumbles over {error}") from error
             finally:
                 process.busy -= 1
-            self.checker.step()
+            self.checker.step(world_touched=more and isinstance(process, Agent))
             if not more:
                 return
 

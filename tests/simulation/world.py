@@ -203,12 +203,12 @@ class World:
 
     def running(self) -> list[tuple[Host, Container]]:
         """Every running copy of the workload."""
-        return [
-            (host, container)
-            for host in self.hosts.values()
-            for container in host.containers.values()
-            if container.running
-        ]
+        found = []
+        for host in self.hosts.values():
+            for container in host.containers.values():
+                if container.running:
+                    found.append((host, container))
+        return found
 
     def linked(self, one: str, other: str) -> bool:
         """Whether the data plane works between two hosts now."""
@@ -230,7 +230,10 @@ class World:
             return volume.files
         if container is not None and container.sees != "merged":
             return volume.files
-        return {path: self._contents(host, union, value) for path, value in union.upper.items()}
+        return {
+            path: self._contents(host, union, value) if isinstance(value, Remote) else value
+            for path, value in union.upper.items()
+        }
 
     def _contents(self, host: Host, union: Union, value: Any) -> Any:
         if not isinstance(value, Remote):
