@@ -31,6 +31,8 @@ class _Version(NamedTuple):
     create: int
     version: int
     lease: int
+    item: KeyValue | None
+    """As it is given to whoever reads it."""
 
 
 class _Fault(NamedTuple):
@@ -207,9 +209,7 @@ class MemoryStore(Store):
             if index == 0:
                 return None
             found = versions[index - 1]
-        if found.value is None:
-            return None
-        return KeyValue(key_text(key), found.value, found.mod, found.create, found.lease)
+        return found.item
 
     def _apply(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
         for compare in compares:
@@ -232,13 +232,14 @@ class MemoryStore(Store):
         if isinstance(operation, Delete):
             if newest is None:
                 return None
-            self._versions[key].append(_Version(revision, None, 0, 0, 0))
+            self._versions[key].append(_Version(revision, None, 0, 0, 0, None))
             return Change(operation.key, None, revision)
         if key not in self._versions:
             self._versions[key] = []
             insort(self._sorted, key)
         create, version = (revision, 1) if newest is None else (newest.create, newest.version + 1)
-        self._versions[key].append(_Version(revision, operation.value, create, version, operation.lease))
+        item = KeyValue(key_text(key), operation.value, revision, create, operation.lease)
+        self._versions[key].append(_Version(revision, operation.value, create, version, operation.lease, item))
         return Change(operation.key, operation.value, revision)
 
     def _record(self, changes: list[Change]) -> None:

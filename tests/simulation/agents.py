@@ -9,7 +9,7 @@ replies, crashes and preemptions happen. Killing a process throws its object awa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import coordinator.service as service_module
 from coordinator.service import Service
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tests.simulation.scheduler import Simulation
 
 LEADER_TTL_SECONDS = 5
+_Result = TypeVar("_Result")
 
 
 class Killed(BaseException):
@@ -64,6 +65,10 @@ class Client(Store):
             raise NoAnswerError("the reply was lost")
         self.sim.after_write(self.process)
         return outcome
+
+    def _reading(self, read: Callable[[], _Result]) -> _Result:
+        """Once: nobody else gets a turn during a read, so another attempt would be answered alike."""
+        return read()
 
     def _reachable(self) -> None:
         if self.sim.world.etcd[self.place] != "up":
@@ -135,6 +140,8 @@ class Process:
         self.frozen = False
         self.busy = 0
         """It is in the middle of a call, further down the stack."""
+        self.touched = False
+        """Its last step may have changed something on a host."""
 
     @property
     def usable(self) -> bool:
@@ -228,6 +235,7 @@ class Runner:
         """Advance the effect; whether it has ended."""
         sim, context = self.agent.sim, self.context
         assert context is not None
+        self.agent.touched = True
         if self.performing is None:
             if not operation.undo:
                 context.check_cancelled()

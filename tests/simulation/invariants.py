@@ -271,7 +271,7 @@ class Checker:
     def step(self, *, world_touched: bool = True) -> None:
         """After every step of the simulation.
 
-        What a coordinator does, which can reach no host, leaves P1 to P3 as they were, unless it has appended something.
+        P1 to P3 can only have changed when something was done on a host, or was appended.
         """
         world = self.world
         if self._next < len(self.sim.backend._log):

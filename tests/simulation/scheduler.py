@@ -22,8 +22,8 @@ from events.memory import MemoryStore
 from events.schema import EVENT_TYPES
 from events.store import Delete, Put
 from tests.simulation.agents import Agent, Coordinator, Killed, Process, tame_clock
-from tests.simulation.remembered import RememberedKeys, remember_events
 from tests.simulation.invariants import NEEDS, Checker, ViolationError
+from tests.simulation.remembered import RememberedKeys, remember_events
 from tests.simulation.transcript import Transcript
 from tests.simulation.world import PATHS, VOLUME, Container, Host, Volume, World
 
@@ -332,12 +332,12 @@ class Simulation:
                 self.say("alpha", "the queue of the tracker overflows")
 
     def _process_step(self) -> bool:
-        """Somebody does something; whether it was an agent."""
+        """Somebody does something; whether that may have changed a host."""
         usable = [one for one in self.processes if one.alive and not one.frozen and not one.busy]
         self._shuffle(usable)
         for process in usable:
             if self._advance(process):
-                return isinstance(process, Agent)
+                return process.touched
         return False
 
     def _shuffle(self, processes: list[Process]) -> None:
@@ -352,6 +352,7 @@ class Simulation:
 
     def _advance(self, process: Process) -> bool:
         process.busy += 1
+        process.touched = False
         try:
             if isinstance(process, Agent):
                 roll = self.rng.random()
@@ -620,13 +621,14 @@ class Simulation:
         for _ in range(MAX_IN_A_ROUND):
             self.steps += 1
             process.busy += 1
+            process.touched = False
             try:
                 more = process.advance()
             except CargoError as error:
                 raise ViolationError("P6", f"{process.name} stumbles over {error}") from error
             finally:
                 process.busy -= 1
-            self.checker.step(world_touched=more and isinstance(process, Agent))
+            self.checker.step(world_touched=process.touched)
             if not more:
                 return
 
