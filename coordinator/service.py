@@ -83,6 +83,8 @@ class Service:
         self._guard: LeaderGuard | None = None
         self._tracked: dict[str, Tracked] = {}
         self._heads: dict[str, Head] = {}
+        self._heads_known = False
+        """They have been read since this leadership began; from then on nobody else admits anything."""
         self._halted: dict[str, str] = {}
         self._look_around_at = 0.0
         self._waiting: dict[str, tuple[bytes, float]] = {}
@@ -117,10 +119,16 @@ class Service:
 
     # --- leading -------------------------------------------------------------------------------
 
-    def _lead(self, election: Election, stop: threading.Event) -> None:
+    def _begin(self) -> None:
+        """A leadership begins: others may have led since whatever is still known here."""
         self._tracked.clear()
         self._halted.clear()
         self._waiting.clear()
+        self._heads_known = False
+        self._look_around_at = 0.0
+
+    def _lead(self, election: Election, stop: threading.Event) -> None:
+        self._begin()
         prefixes = (self._keys.migrations, self._keys.requests, self._keys.controls)
         with self._store.follow(prefixes, stop=stop, tick_seconds=TICK_SECONDS, contents=False) as follower:
             while not stop.is_set():
@@ -216,7 +224,7 @@ class Service:
             result = self._store.heads()
             for where, why in result.broken.items():
                 self._halt(where, why)
-            self._heads = result.heads
+            self._heads, self._heads_known = result.heads, True
             for migration, head in result.heads.items():
                 if not head.terminal:
                     self._advance(migration)
@@ -232,6 +240,8 @@ class Service:
     def _request(self, request_id: str, raw: bytes) -> None:
         legal = valid_migration_id(request_id)
         migration = request_id if legal else safe_id_for(request_id)
+        if not self._heads_known:  # a watch promises no order between requests and migrations (E19)
+            self._resync(self._keys.migrations)
         if migration in self._heads or migration in self._waiting:
             return
         if self._store.head(migration) is not None:

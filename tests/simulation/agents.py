@@ -15,7 +15,7 @@ import coordinator.service as service_module
 from coordinator.service import Service
 from events.errors import CargoError, LostLeadershipError, SchemaError, StoreUnavailableError, TransientError
 from events.failpoints import Failpoints
-from events.following import Changes, Follower, Snapshot
+from events.following import Changes, Follower, Snapshot, Tick
 from events.leases import Election, LeaderGuard
 from events.memory import MemoryFollower, MemoryStore
 from events.records import ContainerRecord, HostRecord, MountRecord, encode_container, encode_host
@@ -531,11 +531,10 @@ class Coordinator(Process):
         self.sim.say(self.name, "leads with epoch %s", guard.create_revision)
         service = self.service
         service._guard = guard
-        service._tracked.clear()
-        service._halted.clear()
-        service._waiting.clear()
+        service._begin()
         keys = self.store.keys
-        prefixes = (keys.migrations, keys.requests, keys.controls)
+        prefixes = [keys.migrations, keys.requests, keys.controls]
+        self.sim.rng.shuffle(prefixes)  # between two prefixes a follower promises no order
         self.follower = self.sim.backend.follow(prefixes, contents=False)
         self.watched = Watched()
         self.polled = -1
@@ -559,6 +558,8 @@ class Coordinator(Process):
         if self.sim.world.etcd[self.place] != "up":
             return False
         waiting = bool(service._waiting)
+        if self.sim.clock >= service._look_around_at:
+            service._take(Tick())
         if self.polled == self.sim.backend._revision and not waiting:
             return False
         item = self.follower.poll(0)
@@ -566,7 +567,10 @@ class Coordinator(Process):
             self.polled = self.sim.backend._revision
         else:
             self.watched.note(item)
-            service._take(item)
+            if isinstance(item, Changes) and self.sim.loses_wake_up():
+                self.sim.say(self.name, "misses a wake-up")
+            else:
+                service._take(item)
         service._look_again()
         if service._halted:
             self.sim.violation("P6", f"{self.name} refuses to act: {service._halted}")

@@ -22,9 +22,11 @@ from events.schema import (
     Mount,
     RollbackOrdered,
     SourceDigested,
+    SyncOrdered,
     TargetStopped,
     TreeDigest,
 )
+from hostd import remainder
 from hostd.plan import View
 from hostd.turn import ENDS_STEP
 from tests.simulation.world import VOLUME, Container, Host, Remote, Tracker, Tree, Union, Volume, World
@@ -245,6 +247,11 @@ def arm_tracking(ctx: Ctx) -> Performance:
     yield
     seen, trusted = tracker_arm(tracker, number)
     yield
+    order = ctx.view.facts["sync_ordered"]
+    assert isinstance(order, SyncOrdered)
+    if not order.contents:
+        names = dict.fromkeys(sorted(ctx.volume().files), True)
+        return {"dirty": (publish(ctx, f"round-{number}", names, everything=True),)}
     if number == 1:
         return {"dirty": ()}
     same_life = ctx.view.boots.get("sync_armed") == ctx.agent.boot
@@ -579,8 +586,17 @@ def create_container_undo(ctx: Ctx) -> Performance:
 
 def pull_round(ctx: Ctx) -> Performance:
     armed = ctx.view.sync_armed
+    order = ctx.view.facts["sync_ordered"]
     assert armed is not None
+    assert isinstance(order, SyncOrdered)
     union = ctx.union()
+    if not order.contents:
+        for dirty in armed.dirty:
+            entries = entries_of(ctx, dirty)
+            yield
+            ctx.check_cancelled()
+            apply_entries(union, entries, everything=dirty.everything)
+        return {"bytes_moved": 0, "files": 0, "duration_seconds": 0.1}
     source = ctx.request_source.volumes.get(VOLUME)
     ctx.need_link()
     if source is None:
@@ -607,6 +623,8 @@ def pull_round(ctx: Ctx) -> Performance:
 
 def attach_remote(ctx: Ctx) -> Performance:
     yield
+    if ctx.view.strategy in ("precopy", "cold"):
+        return None
     ctx.check_cancelled()
     union = ctx.union()
     if not union.settled and not union.remote:
@@ -639,21 +657,32 @@ def apply_dirty(ctx: Ctx) -> Performance:
         return None
     entries = entries_of(ctx, dirty)
     yield
-    apply_entries(union, entries, everything=dirty.everything)
+    if remainder.decide(ctx.view).kind != "finished":
+        apply_entries(union, entries, everything=dirty.everything)
+        return None
+    source = ctx.request_source.volumes.get(VOLUME)
+    for path in [path for path, present in entries.items() if present]:
+        yield
+        ctx.check_cancelled()
+        ctx.need_link()
+        if source is None or path not in source.files:
+            raise PermanentError(f"rsync: {path} is not on the source")
+        union.upper[path] = source.files[path]
+    apply_entries(union, entries, everything=dirty.everything, brought=True)
     return None
 
 
-def apply_entries(union: Union, entries: dict[str, bool], *, everything: bool) -> None:
-    """Stale contents fall through to the source; what is gone goes."""
+def apply_entries(union: Union, entries: dict[str, bool], *, everything: bool, brought: bool = False) -> None:
+    """Stale contents fall through to the source, unless they were ``brought`` before; what is gone goes."""
     if everything:
         for path in [path for path in union.upper if path not in entries]:
             del union.upper[path]
     for path, present in entries.items():
-        if present:
-            union.upper[path] = Remote(path)
-        else:
+        if not present:
             union.upper.pop(path, None)
-    union.placeholders = sorted(path for path, present in entries.items() if present)
+        elif not brought:
+            union.upper[path] = Remote(path)
+    union.placeholders = sorted(value.path for value in union.upper.values() if isinstance(value, Remote))
 
 
 def mount_union(ctx: Ctx) -> Performance:

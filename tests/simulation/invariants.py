@@ -186,6 +186,15 @@ class Checker:
                         raise ViolationError("P6", "an event was deleted")
                     self._event(place.parts[0], change.value)
 
+    def compacted(self, kept: int) -> None:
+        """The store is compacted, ``kept`` revisions before the newest."""
+        self.committed()
+        backend = self.sim.backend
+        before = len(backend._log)
+        self.sim.say("etcd", "forgets what lies before revision %s", backend._revision - kept)
+        backend.compact(max(backend._revision - kept, 0))
+        self._next -= before - len(backend._log)
+
     def _event(self, migration: str, raw: bytes) -> None:
         record = self.records.setdefault(migration, Record())
         event = decode_event(raw)

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from coordinator import admission, lifecycle
+from coordinator.service import Service
 from events.decision import Decision
 from events.errors import ConflictError, PermanentError, TransientError
 from events.following import Changes, Snapshot
@@ -358,6 +359,39 @@ def finalise_forgets_to_start(stack: contextlib.ExitStack) -> None:
     _run(stack, fold_union=fold)
 
 
+def policy_given_back_after_the_start(stack: contextlib.ExitStack) -> None:
+    def revive(ctx: Ctx) -> Performance:
+        prepared = ctx.view.source_prepared
+        ctx.agent.guarded.pop(prepared.container_id, None)
+        container = ctx.source_container()
+        if container is None:
+            raise PermanentError("the container is gone")
+        container.name = prepared.container_name
+        yield
+        ctx.agent.world_start(container)
+        yield
+        ctx.docker()
+        effects.set_policy(container, prepared.restart_policy)
+        ctx.host.files.pop(ctx.migration, None)
+        return {"running": True}
+
+    _run(stack, revive_container=revive)
+    step = source.PLAN.steps["restoring"]
+    order = [name for name in step.effects if name != "disarm_restart"]
+    order.insert(order.index("stop_container") + 1, "disarm_restart")
+    _step(stack, source.PLAN, "restoring", replace(step, effects=tuple(order)))
+
+
+def requests_before_what_is_under_way(stack: contextlib.ExitStack) -> None:
+    real = Service._begin
+
+    def begin(self: Service) -> None:
+        real(self)
+        self._heads_known = True
+
+    _patch(stack, Service, "_begin", begin)
+
+
 BUGS = (
     Bug(
         "start_before_claim", "the target starts the container before target_claimed", ("P8", "P1"), start_before_claim
@@ -506,5 +540,25 @@ BUGS = (
         ("P2", "P13"),
         repeated_arming_trusts_a_new_tracker,
         aim={"trouble_at": "sync_finished", "trouble": "fresh_start", "mood": "leave it"},
+    ),
+    Bug(
+        "policy_given_back_after_the_start",
+        "Docker restarts between a container's start on the source and the return of its policy (a former defect)",
+        ("P11",),
+        policy_given_back_after_the_start,
+        aim={
+            "policy": "always",
+            "control": "rollback",
+            "control_at": "target_started",
+            "trouble_at": "revive_container",
+            "trouble": "docker_restart",
+            "mood": "leave it",
+        },
+    ),
+    Bug(
+        "requests_before_what_is_under_way",
+        "a new leader admits requests before it has read which migrations are under way (a former defect)",
+        ("P16",),
+        requests_before_what_is_under_way,
     ),
 )

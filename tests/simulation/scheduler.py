@@ -47,7 +47,7 @@ MOMENTS = (
     + tuple(sorted(set(EVENT_TYPES) - {"rejected", "step_failed", "step_recovered"}))
 )
 """Effects and events at which a seed may aim a control or a fault."""
-AIMS = ("policy", "on_release", "mood", "control", "control_at", "trouble_at", "trouble")
+AIMS = ("policy", "on_release", "strategy", "mood", "control", "control_at", "trouble_at", "trouble")
 """What a test may fix, to look for one thing in particular."""
 LATE_MOMENTS = (
     "target_claimed", "start_container", "target_started", "fill_replica", "digest_trees", "fill_finished",
@@ -75,6 +75,7 @@ FAULTS = {
     "the store is %s for %s": "the way to the store is cut, both ways or one",
     "alpha and beta lose each other": "the link between the hosts is cut",
     "the queue of the tracker overflows": "the tracker's queue overflows",
+    "forgets what lies before revision %s": "the store is compacted, past watches that lag",
     "%s seconds pass": "time passes, so that leases expire",
     "leads with epoch %s": "leadership is taken",
     "puts %s %s": "a person asks for something",
@@ -82,6 +83,7 @@ FAULTS = {
     "removes %s": "a person removes the container",
 }
 """Lines of the transcript that are faults, and what they are called in statistics."""
+STRATEGIES = ("hybrid", "hybrid", "hybrid", "hybrid", "postcopy", "precopy", "cold", "auto")
 POLICIES = ("always", "unless-stopped", "on-failure", "no")
 
 
@@ -144,6 +146,8 @@ class Simulation:
         """What the person asks for at the moment; empty: whatever suits the mood."""
         self.on_release = ""
         self.trouble = ""
+        self.strategy = ""
+        """What each request asks for; empty: any."""
         for name, value in (aim or {}).items():
             assert name in AIMS
             setattr(self, name, value)
@@ -208,6 +212,10 @@ class Simulation:
         fault = self.rng.choice(("not_applied", "applied_lost", "applied_late"))
         self.say(process.name, "its write is %s", fault)
         return fault
+
+    def loses_wake_up(self) -> bool:
+        """A watch is silent about one revision, without a word."""
+        return self.faults and self.rng.random() < self.fault_rate
 
     def after_write(self, process: Process) -> None:
         """The write is durable, its author does not know yet."""
@@ -400,7 +408,10 @@ class Simulation:
             "target": "beta",
             "max_rounds": self.rng.choice((1, 2, 5)),
             "on_release": self.on_release or self.rng.choice(("keep", "keep", "remove")),
+            "strategy": self.strategy or self.rng.choice(STRATEGIES),
         }
+        if self.rng.random() < 0.2:
+            body["downtime_budget_seconds"] = self.rng.choice((1.0, 30.0))
         self._put(self.backend.keys.request(f"m{self.requests}"), json.dumps(body).encode())
 
     def _repeat_request(self) -> None:
@@ -459,7 +470,7 @@ class Simulation:
             (
                 self._kill, self._kill, self._restart, self._restart, self._restart, self._freeze, self._thaw,
                 self._thaw, self._cut_link, self._heal_link, self._cut_etcd, self._heal_etcd, self._reboot,
-                self._docker_restart, self._time_passes,
+                self._docker_restart, self._time_passes, self._compact,
             )
         )  # fmt: skip
         choice()
@@ -570,6 +581,10 @@ class Simulation:
         host.restart_docker()
         for container in list(host.containers.values()):
             agent.container_changed(container)
+
+    def _compact(self) -> None:
+        """The store forgets what was before; a watch that has not come so far gets a snapshot instead."""
+        self.checker.compacted(self.rng.choice((0, 3, 10)))
 
     def _time_passes(self) -> None:
         seconds = self.rng.choice((6.0, 40.0))
