@@ -41,6 +41,7 @@ from hostd.docker_json import (
     section,
     view,
 )
+from hostd.image_identity import identity_of
 from hostd.networks import BUILT_IN_NETWORKS, definition, network_names
 from hostd.spec_rules import DATA_KINDS, source_findings
 
@@ -71,6 +72,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """By which registries know it: ``name@sha256:…``."""
     image_layers: tuple[str, ...] = ()
     """Diff ids, lowest first."""
+    image_identity: dict[str, Any] = {}
+    """By which the image is known where it has another id (hostd/image_identity.py)."""
     architecture: str = ""
     """As images say it (``amd64``); empty when unknown."""
     config: dict[str, Any]
@@ -182,8 +185,9 @@ def from_inspect(
         image_id=picture.id,
         image_reference=container.config.image or picture.id,
         image_tags=picture.repo_tags or (),
-        image_digests=picture.repo_digests or (),
+        image_digests=tuple(dict.fromkeys(picture.repo_digests or ())),  # containerd's store lists some twice
         image_layers=(picture.root_fs.layers if picture.root_fs is not None else None) or (),
+        image_identity=identity_of(image),
         architecture=picture.architecture,
         config=config,
         host_config=host_config,

@@ -66,7 +66,9 @@ def layers(name: str, say: Callable[[str], None] | None = None) -> list[Path]:
     told = say or (lambda line: print(line, file=sys.stderr, flush=True))
     packages = _python_packages()
     return [
-        _made(f"{name}-python", [recipe.python, packages], lambda place: _install_python(recipe, packages, place), told),
+        _made(
+            f"{name}-python", [recipe.python, packages], lambda place: _install_python(recipe, packages, place), told
+        ),
         _made(name, asdict(recipe), lambda place: _bootstrap(recipe, place), told),
     ]
 
