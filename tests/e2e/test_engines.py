@@ -22,7 +22,7 @@ HOSTS = {
     "beta": "20.10, overlay2",
     "gamma=debian13": "26.1, overlay2",
     "delta=debian13,containerd": "26.1, containerd",
-    "epsilon=debian13,containerd": "26.1, containerd",
+    "epsilon=debian13,containerd,liverestore": "26.1, containerd, live-restore",
 }
 PAIRS = [
     ("alpha", "gamma"),
@@ -208,3 +208,60 @@ def test_a_redis_in_use_moves_between_engines_and_rolls_back_without_losing_a_re
     assert witness.missing_from(addresses[0]) == []
     fleet.assert_clean(target, migration)
     fleet.assert_sound(migration)
+
+
+def part_of_a_volume(fleet: Fleet, name: str) -> None:
+    """A container on gamma that sees only the directory ``part`` of its volume."""
+    place = fleet.volume("gamma", f"{name}-data")
+    (place / "part").mkdir()
+    (place / "part" / "file").write_text("shown")
+    (place / "hidden").write_text("hidden")
+    client = fleet.docker["gamma"].api
+    part = {"Type": "volume", "Source": f"{name}-data", "Target": "/part", "VolumeOptions": {"Subpath": "part"}}
+    made = client.create_container(
+        fleet.images["busybox"], ["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"], name=name, labels={"e2e": name},
+        host_config={**client.create_host_config(), "Mounts": [part]},
+    )  # fmt: skip
+    client.start(made["Id"])
+    fleet.wait_listed("gamma", name)
+
+
+def test_a_part_of_a_volume_is_shown_on_the_target_too_and_all_of_it_moves(fleet: Fleet) -> None:
+    """F9"""
+    part_of_a_volume(fleet, "parted")
+    fleet.migrate("parted-1", "parted", source="gamma", target="delta")
+    assert fleet.execute("delta", "parted", "ls /part; cat /part/file").split() == ["file", "shown"]
+    fleet.execute("delta", "parted", "echo more > /part/more")
+    fleet.control("parted-1", "rollback")
+    fleet.wait_end("parted-1", "rolled_back")
+    assert fleet.execute("gamma", "parted", "cat /part/more") == "more\n"
+    assert (fleet.volume_path("gamma", "parted-data") / "hidden").read_text() == "hidden"
+
+
+def test_a_part_of_a_volume_is_refused_by_an_engine_that_would_show_all_of_it(fleet: Fleet) -> None:
+    """F9"""
+    part_of_a_volume(fleet, "whole")
+    fleet.request("whole-1", "whole", source="gamma", target="alpha")
+    events = fleet.wait_end("whole-1", "aborted")
+    reasons = next(event.data.reason for event in events if isinstance(event.data, schema.AbortOrdered))
+    assert "volume-subpath" in reasons
+    assert fleet.running("gamma", "whole")
+
+
+def test_an_engine_that_is_restarted_leaves_the_container_and_the_migration_going(fleet: Fleet) -> None:
+    """B10: with live-restore the container outlives its dockerd, and the agent finds it again."""
+    fleet.volume("epsilon", "live-data")
+    fleet.sleeper("live", host="epsilon", volumes={"live-data": {"bind": "/data"}})
+    fleet.execute("epsilon", "live", "echo one > /data/file")
+    pid = fleet.present("epsilon", "live").attrs["State"]["Pid"]
+    fleet.failpoints("hostd/gamma", "target.sync:before_event=pause")
+    since = fleet.log_size("gamma.hostd")
+    fleet.request("live-1", "live", source="epsilon", target="gamma")
+    fleet.wait_step("gamma.hostd", '"point": "target.sync:before_event"', since)
+    fleet.lab.host("epsilon").dockerd.restart()
+    fleet.oracle.resume("epsilon")
+    assert fleet.present("epsilon", "live").attrs["State"]["Pid"] == pid
+    fleet.execute("epsilon", "live", "echo two >> /data/file")
+    fleet.failpoints("hostd/gamma", "")
+    fleet.wait_end("live-1", "completed")
+    assert fleet.execute("gamma", "live", "cat /data/file").split() == ["one", "two"]
