@@ -249,7 +249,7 @@ def test_a_part_of_a_volume_is_refused_by_an_engine_that_would_show_all_of_it(fl
 
 
 def test_an_engine_that_is_restarted_leaves_the_container_and_the_migration_going(fleet: Fleet) -> None:
-    """B10: with live-restore the container outlives its dockerd, and the agent finds it again."""
+    """A13: with live-restore the container outlives its dockerd, and the agent finds it again."""
     fleet.volume("epsilon", "live-data")
     fleet.sleeper("live", host="epsilon", volumes={"live-data": {"bind": "/data"}})
     fleet.execute("epsilon", "live", "echo one > /data/file")
