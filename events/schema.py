@@ -167,6 +167,9 @@ class ImageWanted(Data, frozen=True, kw_only=True):
     image_id: str
     layers: tuple[str, ...] = ()
     """Diff ids of its lowest layers, which are here already and need not travel."""
+    blobs: tuple[str, ...] | None = None
+    """None: those layers need not travel in whatever form. Otherwise this host must put them back into the archive, and
+    can do so for plain ones, and for compressed ones with these digests."""
 
 
 class ImagePacked(Data, frozen=True, kw_only=True):

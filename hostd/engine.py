@@ -42,7 +42,6 @@ from hostd.engine_calls import (
     StopResult,
 )
 from hostd.engine_containers import ContainerCalls
-from hostd.engine_images import ImageCalls
 from hostd.engine_volumes import VolumeCalls
 
 __all__ = [
@@ -68,7 +67,7 @@ PORT_TAKEN = ("port is already allocated", "address already in use")
 """Docker says so with status 500, but no repetition mends it."""
 
 
-class Engine(ContainerCalls, ImageCalls, VolumeCalls):
+class Engine(ContainerCalls, VolumeCalls):
     """A Docker engine, by the path of its socket or by URL."""
 
     def __init__(self, address: str | Path, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:

@@ -16,7 +16,9 @@ import msgspec
 from events.errors import PermanentError, RefusedError, TransientError
 from events.schema import PortBinding
 from hostd.docker_json import ContainerView, view
-from hostd.engine_calls import Calls, ContainerSummary, MissingError, NameTakenError, StopResult
+from hostd.engine_calls import ContainerSummary, MissingError, NameTakenError, StopResult
+from hostd.engine_images import ImageCalls
+from hostd.image_identity import is_same
 from hostd.spec import (
     DEFAULT_STOP_TIMEOUT_SECONDS,
     MIGRATION_LABEL,
@@ -31,7 +33,7 @@ SIGKILL_EXIT_CODE = 137
 """128 + 9: what Docker reports when a container's first process was killed."""
 
 
-class ContainerCalls(Calls):
+class ContainerCalls(ImageCalls):
     """Containers of one engine."""
 
     def inspect(self, name_or_id: str) -> dict[str, Any] | None:
@@ -77,13 +79,6 @@ class ContainerCalls(Calls):
         rows = self._json_list("GET", path, container_id, what="comparing the container with its image")
         return [str(row.get("Path", "")) for row in rows if isinstance(row, dict)]
 
-    def image_inspect(self, reference: str) -> dict[str, Any] | None:
-        """The description of the image with this id, tag or digest, or None."""
-        try:
-            return self._json("GET", "/images/{0}/json", reference, what=f"looking for the image {reference!r}")
-        except MissingError:
-            return None
-
     # --- acting -----------------------------------------------------------------------------------
 
     def create(
@@ -101,7 +96,7 @@ class ContainerCalls(Calls):
 
         ``labels`` must hold ``cargo.migration``. A container of that name that carries all of ``labels`` is
         ours from an attempt before and is adopted (F6). ``image`` defaults to the name that the spec knows,
-        if it means the same image here, and to the image's id otherwise. ``places``: see to_create_body.
+        if it means the same image here, and to the id it has here otherwise. ``places``: see to_create_body.
         Raises RefusedError when somebody else's container has the name, MissingError when the image or a
         network is not here.
         """
@@ -122,8 +117,11 @@ class ContainerCalls(Calls):
         return found
 
     def _image_for(self, spec: ContainerSpec) -> str:
-        found = self.image_inspect(spec.image_reference)
-        return spec.image_reference if found is not None and found.get("Id") == spec.image_id else spec.image_id
+        named = self.image_inspect(spec.image_reference)
+        if named is not None and is_same(named, spec.image_id, spec.image_identity):
+            return spec.image_reference
+        found = self.image_of(spec.image_id, spec.image_identity)
+        return spec.image_id if found is None else str(found["Id"])
 
     def _own(self, name: str, labels: Mapping[str, str]) -> str | None:
         """The id of our container ``name``; None when the name is free. Raises RefusedError."""

@@ -6,22 +6,38 @@ Packing and loading are streams and stand in hostd/engine.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from events.errors import PermanentError
 from hostd.engine_calls import Calls, MissingError, NameTakenError
+from hostd.image_identity import is_same
 
 
 class ImageCalls(Calls):
     """Images of one engine."""
 
-    def image_layers(self) -> Iterator[tuple[str, ...]]:
-        """The layers (diff ids, lowest first) of every image, intermediate ones included."""
+    def images(self) -> Iterator[dict[str, Any]]:
+        """The descriptions of all images, intermediate ones included."""
         what = "listing images"
         for row in self._json_list("GET", "/images/json", query={"all": "1"}, what=what):
             with contextlib.suppress(MissingError):  # removed meanwhile
-                yield layers_of(self._json("GET", "/images/{0}/json", str(row.get("Id")), what=what))
+                yield self._json("GET", "/images/{0}/json", str(row.get("Id")), what=what)
+
+    def image_inspect(self, reference: str) -> dict[str, Any] | None:
+        """The description of the image with this id, tag or digest, or None."""
+        try:
+            return self._json("GET", "/images/{0}/json", reference, what=f"looking for the image {reference!r}")
+        except MissingError:
+            return None
+
+    def image_of(self, image_id: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The description of the image with this id, or else of the one with this identity (hostd/image_identity.py),
+        which a store of the other kind calls by another id; None when it is not here."""
+        found = self.image_inspect(image_id)
+        if found is not None or not identity:
+            return found
+        return next((image for image in self.images() if is_same(image, image_id, identity)), None)
 
     def image_tag(self, image_id: str, reference: str) -> None:
         """Give the image one more name. An image that had the name loses it."""

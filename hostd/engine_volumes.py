@@ -26,15 +26,17 @@ class VolumeCalls(Calls):
         except MissingError:
             return None
 
-    def volume_create(self, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
-        """Create a volume of the local driver with our ``labels``; one that has them all is adopted.
+    def volume_create(
+        self, name: str, labels: Mapping[str, str], own_labels: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Create a volume of the local driver with our ``labels``, on top of its own; one that has ours is adopted.
 
         Raises RefusedError when somebody else's volume has the name: Docker itself would just hand it out.
         """
         what = f"creating the volume {name!r}"
         raw = self.volume_inspect(name)
         if raw is None:
-            body = {"Name": name, "Driver": "local", "Labels": dict(labels)}
+            body = {"Name": name, "Driver": "local", "Labels": {**(own_labels or {}), **labels}}
             raw = self._json("POST", "/volumes/create", body=body, what=what)
         theirs = view(VolumeView, raw, f"the volume {name!r}").labels or {}
         if any(theirs.get(key) != value for key, value in labels.items()):

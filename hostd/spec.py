@@ -41,6 +41,7 @@ from hostd.docker_json import (
     section,
     view,
 )
+from hostd.image_identity import identity_of
 from hostd.networks import BUILT_IN_NETWORKS, definition, network_names
 from hostd.spec_rules import DATA_KINDS, source_findings
 
@@ -71,6 +72,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """By which registries know it: ``name@sha256:…``."""
     image_layers: tuple[str, ...] = ()
     """Diff ids, lowest first."""
+    image_identity: dict[str, Any] = {}
+    """By which the image is known where it has another id (hostd/image_identity.py)."""
     architecture: str = ""
     """As images say it (``amd64``); empty when unknown."""
     config: dict[str, Any]
@@ -81,6 +84,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Endpoint configuration by network name, user-defined networks only."""
     network_definitions: dict[str, dict[str, Any]] = {}
     """What it takes to create those networks on a host that lacks them (hostd/networks.py)."""
+    volume_labels: dict[str, dict[str, str]] = {}
+    """A person's labels on the volumes, by the volumes' names."""
     mounts: tuple[Mount, ...]
     ports: tuple[PortBinding, ...]
     """In force on the source when the specification was made."""
@@ -91,6 +96,12 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def network_mode(self) -> str:
         """Name of the network that the container starts in, or ``host``, ``none``, ``default``."""
         return str(self.host_config.get("NetworkMode") or "default")
+
+    @property
+    def subpaths(self) -> tuple[str, ...]:
+        """Destinations of mounts that show only a part of their volume."""
+        requests = [mount for mount in self.host_config.get("Mounts") or () if isinstance(mount, dict)]
+        return tuple(str(m.get("Target")) for m in requests if (m.get("VolumeOptions") or {}).get("Subpath"))
 
     @property
     def device_paths(self) -> tuple[str, ...]:
@@ -182,8 +193,9 @@ def from_inspect(
         image_id=picture.id,
         image_reference=container.config.image or picture.id,
         image_tags=picture.repo_tags or (),
-        image_digests=picture.repo_digests or (),
+        image_digests=tuple(dict.fromkeys(picture.repo_digests or ())),  # containerd's store lists some twice
         image_layers=(picture.root_fs.layers if picture.root_fs is not None else None) or (),
+        image_identity=identity_of(image),
         architecture=picture.architecture,
         config=config,
         host_config=host_config,
@@ -193,6 +205,7 @@ def from_inspect(
             for name in network_names(container.network_settings.networks or (), _network_mode(container))
             if networks is not None and name in networks
         },
+        volume_labels={name: own for name, raw in (volumes or {}).items() if (own := _own_labels(raw.get("Labels")))},
         mounts=tuple(_data_mounts(container)),
         ports=_bindings(container),
         restart_policy=(policy.name if policy else None) or "no",
@@ -363,7 +376,11 @@ def _name_all_mounts(container: ContainerView, host_config: dict[str, Any]) -> N
             requests.append(raw)
     for destination, mount in actual.items():
         place = mount.name if mount.type == "volume" else mount.source
-        if destination not in asked and mount.type in DATA_KINDS and place:
+        if destination in asked or mount.type not in DATA_KINDS or not place:
+            continue
+        if ":" in destination:  # which the short form cannot say
+            requests.append({"Type": mount.type, "Source": place, "Target": destination, "ReadOnly": mount.rw is False})
+        else:
             binds.append(f"{place}:{destination}" + (":ro" if mount.rw is False else ""))
     host_config["Binds"] = binds or host_config.get("Binds")
     host_config["Mounts"] = requests or host_config.get("Mounts")
@@ -426,6 +443,12 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise PermanentError("the container's specification has a list of mounts that is none")
     return value
+
+
+def _own_labels(labels: Any) -> dict[str, str]:
+    """Without those that an earlier migration left."""
+    marks = (MIGRATION_LABEL, SOURCE_LABEL)
+    return {name: str(value) for name, value in _text_map(labels).items() if name not in marks}
 
 
 def _text_map(value: Any) -> dict[str, str]:

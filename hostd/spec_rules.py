@@ -25,6 +25,8 @@ PRIVATE_PROPAGATION = ("", "private", "rprivate")
 CONTROL_SOCKETS = ("docker.sock", "containerd.sock", "podman.sock", "crio.sock")
 SYSTEM_TREES = ("/proc", "/sys", "/dev", "/run", "/var/run")
 """Made anew by each host's kernel and boot: copying them means nothing, overlaying them breaks hosts."""
+SUBPATH_API = (1, 45)
+"""https://docs.docker.com/engine/api/version-history/#v145-api-changes; older engines ignore what they do not know."""
 SWARM_LABEL = "com.docker.swarm.task.id"
 KUBERNETES_LABEL = "io.kubernetes.pod.name"
 COMPOSE_LABEL = "com.docker.compose.project"
@@ -114,14 +116,13 @@ def _mounts(container: ContainerView, volumes: Mapping[str, VolumeView], found: 
         where = f"the mount at {mount.destination}"
         if mount.type in DATA_KINDS:
             found.refusals.extend(f"{where} {why}" for why in _mount_problems(mount, volumes))
+            if mount.propagation not in (None, *PRIVATE_PROPAGATION):
+                found.warnings.append(
+                    f"{where} shares mounts with its host (propagation {mount.propagation!r}); what is mounted there "
+                    "later does not move with it"
+                )
         elif mount.type != "tmpfs":
             found.refusals.append(f"{where} is of the kind {mount.type!r}, which is not supported")
-    for request in container.host_config.mounts or ():
-        if request.volume_options is not None and request.volume_options.subpath:
-            found.refusals.append(
-                f"the mount at {request.target} shows only a part of its volume (volume-subpath), "
-                "which is not supported"
-            )
     found.refusals.extend(_overlaps(container.mounts or ()))
 
 
@@ -132,8 +133,6 @@ def _mount_problems(mount: MountView, volumes: Mapping[str, VolumeView]) -> Iter
         return
     if "\ufffd" in tree or "\ufffd" in mount.destination:
         yield f"has a path that is not UTF-8 and that Docker therefore reports wrongly ({tree!r})"
-    if mount.propagation not in (None, *PRIVATE_PROPAGATION):
-        yield f"shares mounts with the host (propagation {mount.propagation!r}), which is not supported"
     if mount.type == "bind":
         if posixpath.basename(tree) in CONTROL_SOCKETS:
             yield f"gives it control of the source's container engine ({tree}); the target has another"
@@ -178,13 +177,15 @@ def target_problems(
     networks: Mapping[str, Mapping[str, Any]],
     runtimes: Sequence[str],
     architecture: str,
+    api_version: str = "",
     device_exists: Callable[[str], bool],
     host_addresses: Sequence[str] = (),
 ) -> list[str]:
     """Why the container could not be created or started on this target; empty when nothing was found.
 
     ``networks`` are the target's networks by name as inspected, ``host_addresses`` those by which the hosts reach
-    each other, ``runtimes`` and ``architecture`` are from ``docker info``. Names, ports, volumes, space and the image's presence are checked by the effects.
+    each other, ``runtimes``, ``architecture`` and ``api_version`` are
+    from ``docker info``. Names, ports, volumes, space and the image's presence are checked by the effects.
     """
     problems = list(_network_problems(spec, networks, host_addresses))
     runtime = spec.host_config.get("Runtime")
@@ -193,8 +194,19 @@ def target_problems(
     ours = ARCHITECTURES.get(architecture, architecture)
     if spec.architecture and ours and spec.architecture != ours:
         problems.append(f"the image is for {spec.architecture}, the target is {ours}")
+    if spec.subpaths and _version(api_version) < SUBPATH_API:
+        problems.append(
+            f"the target's Docker (API {api_version}) cannot show only a part of a volume (volume-subpath), as asked for at "
+            f"{', '.join(spec.subpaths)}; it would silently show all of it"
+        )
     problems.extend(f"the target has no device {path!r}" for path in spec.device_paths if not device_exists(path))
     return problems
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """``1.45`` as numbers that can be compared; the lowest for anything else."""
+    parts = text.split(".")
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else ()
 
 
 def _network_problems(

@@ -33,6 +33,7 @@ class CheckTarget(Effect):
             host_addresses=(context.bench.settings.address, prepared.address),
             runtimes=info.runtimes,
             architecture=info.architecture,
+            api_version=info.api_version,
             device_exists=lambda path: Path(path).exists(),
         )
         inspected = engine.inspect(prepared.container_name)

@@ -9,6 +9,7 @@ from events.errors import TransientError
 from hostd import mounts
 from hostd.effects.arrival import NOT_EMPTY_MARK, Arrival, arrivals, existing_arrivals, labels
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.fetch_spec import load_spec
 
 
 class CreateVolumes(Effect):
@@ -17,9 +18,11 @@ class CreateVolumes(Effect):
     name: ClassVar[str] = "create_volumes"
 
     def run(self, context: Context) -> Outcome:
+        spec = load_spec(context)
         for mount in context.view.source_prepared.mounts:
             if mount.kind == "volume":
-                context.bench.engine.volume_create(mount.name, labels(context))
+                own = spec.volume_labels.get(mount.name)
+                context.bench.engine.volume_create(mount.name, labels(context), own)
         for arrival in arrivals(context):
             arrival.union.create()
             if not arrival.mount.single_file and not arrival.union.state().settled:

@@ -36,6 +36,7 @@ class PackImage(Effect):
             context.directory / ARCHIVE,
             layers_to_leave_out(layers, wanted.layers),
             context.cancelled,
+            blobs=wanted.blobs,
         )
         return {
             "archive": packed.archive,

@@ -14,7 +14,7 @@ from typing import Any
 from labkit.errors import LabError, MissingRequirementError
 from labkit.lab import Lab
 from labkit.process import clean_environment
-from labkit.spec import DEFAULT_NAME, HOST_NAMES
+from labkit.spec import DEFAULT_NAME, HOST_NAMES, with_described
 
 FAILED, CANNOT, NOT_UP = 1, 2, 3
 """Exit codes: it went wrong; the machine lacks something or the command line is wrong; ``status``: not up."""
@@ -26,6 +26,7 @@ exit codes:
 environment:
   CARGO_LAB_ROOT  the directory of all labs (default /var/lib/cargo-lab)
   CARGO_LAB_NAME  the default of --name
+  CARGO_LAB_MIRROR  the Debian mirror that root trees are made from (default http://deb.debian.org/debian)
 """
 
 
@@ -46,6 +47,16 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", parents=[common], help="bring up whatever is not up yet")
     up.add_argument("--hosts", type=int, metavar="N", help=f"how many, 1 to {len(HOST_NAMES)} (default 2)")
+    up.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME[=OPTION,...]",
+        help="describe one host, or add it: debian13 gives it a root tree, and a Docker, of Debian 13 instead of the "
+        "machine's own (made once by debootstrap, in a minute or two; kept in /var/cache/cargo-lab); containerd keeps its "
+        "images in containerd's store; liverestore lets its containers outlive its dockerd. May be repeated: "
+        "--host gamma=debian13,containerd",
+    )
     up.add_argument("--subnet", metavar="A.B.C", help="the first three numbers of a /24 (default 10.77.0)")
     up.add_argument("--no-agents", action="store_true", help="leave coordinator and hostd out")
     up.add_argument("--json", action="store_true", help="print the status as JSON")
@@ -94,10 +105,11 @@ def _up(options: argparse.Namespace) -> int:
     if options.hosts is not None and not 1 <= options.hosts <= len(HOST_NAMES):
         raise MissingRequirementError([f"--hosts takes 1 to {len(HOST_NAMES)}"])
     began = time.monotonic()
+    names = HOST_NAMES[: options.hosts or 2] if options.hosts or options.host else None
     lab = Lab(
         options.name,
         options.subnet,
-        HOST_NAMES[: options.hosts] if options.hosts else None,
+        None if names is None else with_described(names, options.host),
         agents=False if options.no_agents else None,
         etcd_loopback=True if options.name == DEFAULT_NAME else None,
     )

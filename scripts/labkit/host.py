@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from labkit import leftovers, probes
+from labkit import leftovers, probes, roots
 from labkit.errors import CommandFailedError, LabError
 from labkit.network import OUTSIDE, Cut, Hub, command, cut_rules
 from labkit.process import MARK, Process, clean_environment, launch, live_pid, write_record
-from labkit.spec import PRIVATE_DIRECTORIES, REPOSITORY, HostSpec, LabSpec
+from labkit.spec import OWN_ROOT, PRIVATE_DIRECTORIES, REPOSITORY, HostSpec, LabSpec
 from labkit.trust import SSH_DIRECTORY, write_etc
 from labkit.waiting import wait_until
 
@@ -68,7 +68,10 @@ class Host:
         self._hub = hub
         self._record = spec.records / f"{host.name}.json"
         self._cuts_file = spec.root / "cuts" / f"{host.name}.json"
-        python = [sys.executable, "-m"]
+        self.python = sys.executable if host.root == OWN_ROOT else "/usr/bin/python3"
+        """The interpreter that the agent runs on, as a path on the host."""
+        library = [] if host.root == OWN_ROOT else [f"/{roots.LIBRARY}"]
+        self.python_path = ":".join([str(REPOSITORY), *library])
         self.sshd = self._daemon(
             "sshd",
             ["/usr/sbin/sshd", "-D", "-e", "-f", f"{SSH_DIRECTORY}/sshd_config"],
@@ -82,12 +85,12 @@ class Host:
         )
         self.hostd = self._daemon(
             "hostd",
-            [*python, "hostd.main", "-c", "/etc/cargo/hostd.cfg"],
+            [self.python, "-m", "hostd.main", "-c", "/etc/cargo/hostd.cfg"],
             ready=lambda: probes.etcd_has(spec.gateway, spec.client_ports()[0], f"/cargo/hosts/{host.name}"),
             ready_seconds=AGENT_SECONDS,
             cwd=str(REPOSITORY),
         )
-        self.hostd.env["PYTHONPATH"] = str(REPOSITORY)
+        self.hostd.env["PYTHONPATH"] = self.python_path
 
     def _daemon(
         self,
@@ -166,19 +169,24 @@ class Host:
                 link.symlink_to(target)
         configuration = self.directory / "etc/docker/daemon.json"
         if not configuration.exists():  # a test may have written its own
-            configuration.write_text(
-                json.dumps(
-                    {
-                        "hosts": ["unix:///run/docker.sock"],
-                        "storage-driver": "overlay2",
-                        # the same on cgroup v1 and v2, and without a systemd to ask
-                        "exec-opts": ["native.cgroupdriver=cgroupfs"],
-                        "cgroup-parent": self._lab.cgroup(self.spec.name),
-                    },
-                    indent=2,
-                )
-                + "\n"
-            )
+            configuration.write_text(json.dumps(self._docker_options(), indent=2) + "\n")
+        if self.spec.root != OWN_ROOT:
+            for relative in ("root.upper", "root.work", "root.point"):
+                (self.directory / relative).mkdir(exist_ok=True)
+
+    def _docker_options(self) -> dict[str, Any]:
+        """daemon.json."""
+        store: dict[str, Any] = {"storage-driver": "overlay2"}
+        if self.spec.containerd:
+            store = {"storage-driver": "overlayfs", "features": {"containerd-snapshotter": True}}
+        return {
+            "hosts": ["unix:///run/docker.sock"],
+            **store,
+            "live-restore": self.spec.liverestore,
+            # the same on cgroup v1 and v2, and without a systemd to ask
+            "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            "cgroup-parent": self._lab.cgroup(self.spec.name),
+        }
 
     def power_on(self) -> None:
         """Make its namespaces and plug its cable, unless it runs. Starts no service."""
@@ -192,7 +200,8 @@ class Host:
             if (self.directory / relative).exists():
                 shutil.rmtree(self.directory / relative)
         self.prepare_disks()
-        write_etc(self._lab, self.spec.name)
+        layers = roots.layers(self.spec.root)
+        write_etc(self._lab, self.spec.name, layers[-1] if layers else Path("/"))
         order = {
             "kind": "boot",
             "namespaces": ["net", "mnt", "pid", "uts", "ipc"],
@@ -200,6 +209,7 @@ class Host:
             "directory": str(self.directory),
             "private": {f"/{place}": str(self.directory / place) for place in PRIVATE_DIRECTORIES},
             "visible": self._visible(),
+            "root": [str(layer) for layer in layers],
             "argv": ["tini", "--", "sleep", "infinity"],
             "env": clean_environment() | {MARK: str(self._lab.root)},
             "log": str(self._lab.logs / f"{self.spec.name}.boot.log"),
@@ -216,8 +226,9 @@ class Host:
 
     def _visible(self) -> list[str]:
         """Directories that agents need, wherever they lie: the project, its Python, what one asked for."""
-        wanted = {str(REPOSITORY), sys.prefix, sys.base_prefix, *self._lab.visible}
-        wanted.add(str(Path(sys.executable).resolve().parent.parent))
+        wanted = {str(REPOSITORY), *self._lab.visible}
+        if self.spec.root == OWN_ROOT:
+            wanted |= {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent.parent)}
         ordered = sorted(wanted)
         return [
             path

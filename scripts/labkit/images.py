@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import CommandFailedError, LabError
 from labkit.network import command
@@ -195,7 +195,7 @@ def load(host: Host, name: str) -> str:
 def share(name: str, hosts: Sequence[Host]) -> str:
     """The very same image on all ``hosts``: imported on the first, carried to the others. Returns its tag.
 
-    An import makes a new id on each host, because the id covers the time; Cargo moves a container only onto the
+    An import makes another image on each host, because it notes the time; Cargo moves a container only onto the
     very image it runs on.
     """
     first, *others = hosts
@@ -203,6 +203,11 @@ def share(name: str, hosts: Sequence[Host]) -> str:
     image = first.docker_client().images.get(tag)
     for host in others:
         client = host.docker_client()
-        if image.id not in {known.id for known in client.images.list()}:
+        # Not by the id, which is another one in another kind of store.
+        if not any(_moment(known.attrs) == _moment(image.attrs) for known in client.images.list()):
             client.images.load(b"".join(image.save(named=tag)))
     return tag
+
+
+def _moment(inspected: dict[str, Any]) -> tuple[Any, Any]:
+    return inspected["Created"], inspected["RootFS"]["Layers"]

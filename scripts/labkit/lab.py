@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from labkit import leftovers, probes, requirements
+from labkit import leftovers, probes, requirements, roots
 from labkit.errors import LabError, MissingRequirementError
 from labkit.etcd import Etcd
 from labkit.host import AGENT_SECONDS, Host
@@ -42,7 +42,7 @@ from labkit.waiting import wait_until
 class Lab:
     """A lab by name. Making the object changes nothing; an existing lab is picked up as it was made.
 
-    ``hosts`` are names. ``agents`` says whether ``up`` also starts coordinator and hostd. ``visible`` lists
+    ``hosts`` are names, or descriptions such as ``gamma=debian13,containerd``. ``agents`` says whether ``up`` also starts coordinator and hostd. ``visible`` lists
     further directories of the machine that hosts must see although they lie in /tmp, /root or another place
     that is private to each host.
     """
@@ -67,7 +67,7 @@ class Lab:
                 name=name,
                 subnet=number,
                 root=root,
-                hosts=make_hosts(tuple(hosts or HOST_NAMES[:2]), number),
+                hosts=make_hosts(hosts or HOST_NAMES[:2], number),
                 agents=True if agents is None else agents,
                 etcd_members=etcd_members or 1,
                 etcd_loopback=bool(etcd_loopback),
@@ -87,8 +87,8 @@ class Lab:
         etcd_loopback: bool | None,
     ) -> LabSpec:
         names = [host.name for host in known.hosts]
-        asked = list(hosts or names)
-        if (subnet or known.subnet) != known.subnet or asked[: len(names)] != names:
+        asked = make_hosts(hosts, known.subnet) if hosts else known.hosts
+        if (subnet or known.subnet) != known.subnet or asked[: len(names)] != known.hosts:
             raise LabError(
                 f"the lab {known.name} exists with subnet {known.subnet} and hosts {', '.join(names)}, which "
                 "is not what was asked for; `down` removes it first"
@@ -96,7 +96,7 @@ class Lab:
         if (etcd_members or known.etcd_members) != known.etcd_members:
             raise LabError(f"the lab {known.name} exists with another number of etcd members; `down` removes it")
         loopback = known.etcd_loopback if etcd_loopback is None else etcd_loopback
-        return replace(known, hosts=make_hosts(tuple(asked), known.subnet), etcd_loopback=loopback)
+        return replace(known, hosts=asked, etcd_loopback=loopback)
 
     def _adopt(self, spec: LabSpec) -> None:
         self.spec = spec
@@ -137,6 +137,8 @@ class Lab:
         ``down`` removes it).
         """
         requirements.check(self.spec)
+        for root in {host.root for host in self.spec.hosts}:
+            roots.layers(root)  # outside of the lock: it may take minutes, once
         if agents is not None and agents != self.spec.agents:
             self._adopt(replace(self.spec, agents=agents))
         with self._locked():
@@ -232,6 +234,8 @@ class Lab:
                 "name": host.spec.name,
                 "address": host.spec.address,
                 "root": host.spec.root,
+                "containerd": host.spec.containerd,
+                "liverestore": host.spec.liverestore,
                 "running": host.running,
                 "pid": host.pid,
                 "docker_url": host.docker_url,

@@ -75,29 +75,32 @@ def is_below(path: str, directory: str) -> bool:
 
 
 def _build_view(order: dict[str, Any]) -> None:
-    """Give the new mount namespace the host's private directories, in front of the machine's own."""
+    """Give the new mount namespace the host's private directories, in front of the machine's tree or of its own."""
     mount("", "/", flags=MS_REC | MS_PRIVATE)
     home: str = order["directory"]
     private: dict[str, str] = order["private"]
-    keep = [path for path in order["visible"] if any(is_below(path, place) for place in private)]
+    layers: list[str] = order["root"]
+    # A tree of its own shows nothing of the machine's by itself; the machine's own shows all that is not private.
+    keep = [path for path in order["visible"] if layers or any(is_below(path, place) for place in private)]
     # Other people's mounts would be pinned by our copies of them (a container's root, say). AppArmor's
     # control files go too: the lab's dockerd must not load profiles into the machine's kernel.
     for point in mount_points():
         stray = any(is_below(point, place) for place in private) or point == "/sys/kernel/security"
-        if stray and not any(is_below(path, point) for path in [home, *keep]):
+        if stray and not any(is_below(path, point) for path in [home, *keep, *layers]):
             detach(point)
     # Sources are opened before anything is covered: the lab itself lies below /var.
     sources = {place: os.open(source, os.O_PATH | os.O_DIRECTORY) for place, source in private.items()}
     kept = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in keep}
-    mount("overlay", "/etc", "overlay", 0, f"lowerdir=/etc,upperdir={home}/etc.upper,workdir={home}/etc.work")
-    for place, fd in sources.items():
-        Path(place).mkdir(parents=True, exist_ok=True)
-        mount(f"/proc/self/fd/{fd}", place, flags=MS_BIND)
-    for path, fd in kept.items():
-        Path(path).mkdir(parents=True, exist_ok=True)
-        mount(f"/proc/self/fd/{fd}", path, flags=MS_BIND | MS_REC)
-    for fd in [*sources.values(), *kept.values()]:
-        os.close(fd)
+    top = _mount_root(layers, home) if layers else ""
+    etc = f"{layers[-1]}/etc" if layers else "/etc"
+    mount("overlay", f"{top}/etc", "overlay", 0, f"lowerdir={etc},upperdir={home}/etc.upper,workdir={home}/etc.work")
+    for places, flags in ((sources, MS_BIND), (kept, MS_BIND | MS_REC)):
+        for place, fd in places.items():
+            Path(top + place).mkdir(parents=True, exist_ok=True)
+            mount(f"/proc/self/fd/{fd}", top + place, flags=flags)
+            os.close(fd)
+    if top:
+        _enter_root(top)
     mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     # dockerd raises the limit of kernel keys, which is the machine's; it carries on when it cannot.
@@ -106,6 +109,26 @@ def _build_view(order: dict[str, Any]) -> None:
         mount(keys, keys, flags=MS_BIND)
         mount("", keys, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("", "/", flags=MS_REC | MS_SHARED)  # as systemd leaves it on a real host
+
+
+def _mount_root(layers: list[str], home: str) -> str:
+    """Put the host's own root together at ``<home>/root.point``; returns that path."""
+    point = f"{home}/root.point"
+    upper = f"upperdir={home}/root.upper,workdir={home}/root.work"
+    mount("overlay", point, "overlay", 0, f"lowerdir={':'.join(layers)},{upper}")
+    for place in ("/dev", "/sys"):
+        mount(place, point + place, flags=MS_BIND | MS_REC)
+    return point
+
+
+def _enter_root(top: str) -> None:
+    """Make ``top`` the root of this mount namespace and let go of the machine's."""
+    before = f"{top}/.machine"
+    Path(before).mkdir(exist_ok=True)
+    _check(_libc.pivot_root(top.encode(), before.encode()), f"cannot make {top} the root")
+    os.chdir("/")
+    detach("/.machine")
+    Path("/.machine").rmdir()
 
 
 def _become(order: dict[str, Any], answer: socket.socket) -> NoReturn:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ _HOST = re.compile(r"[a-z][a-z0-9]{0,12}")
 _SUBNET = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})")
 _ROOT = re.compile(r"/[A-Za-z0-9_./-]+")
 
+OWN_ROOT = "/"
+ROOT_TREES = ("debian13",)
+"""Root trees that a host can have instead of the machine's own (labkit.roots makes them)."""
+DOCKER_OPTIONS = ("containerd", "liverestore")
+
 PRIVATE_DIRECTORIES = ("var", "run", "tmp", "srv", "mnt", "root", "etc/cargo", "etc/docker")
 """What each host has for itself, as plain directories under ``<root>/hosts/<host>/``.
 
@@ -49,10 +55,16 @@ class HostSpec:
 
     name: str
     address: str
-    root: str = "/"
-    """The tree that the host boots from; ``/`` is the machine's own, with private directories on top."""
+    root: str = OWN_ROOT
+    """The tree that the host boots from, one of ROOT_TREES; ``/`` is the machine's own. Private directories are on top."""
+    containerd: bool = False
+    """Whether its dockerd keeps images and layers in containerd's store; Docker's own (overlay2) otherwise."""
+    liverestore: bool = False
+    """Whether its containers outlive its dockerd."""
 
     def __post_init__(self) -> None:
+        if self.root not in {OWN_ROOT, *ROOT_TREES}:
+            raise LabError(f"there is no root tree {self.root!r}: choose from {', '.join(ROOT_TREES)}")
         if not _HOST.fullmatch(self.name) or self.name in {"etcd", "outside", "root", "br0", "lo"}:
             raise LabError(f"{self.name!r} is no name for a lab host: use up to 13 of a-z and 0-9")
 
@@ -140,9 +152,26 @@ class LabSpec:
         partial.replace(self.state_file)
 
 
-def make_hosts(names: tuple[str, ...], subnet: str) -> tuple[HostSpec, ...]:
-    """Hosts with addresses counted from ``<subnet>.2``."""
-    return tuple(HostSpec(name, f"{subnet}.{number}") for number, name in enumerate(names, start=2))
+def make_hosts(words: Sequence[str], subnet: str) -> tuple[HostSpec, ...]:
+    """Hosts with addresses counted from ``<subnet>.2``. Each is a name, or ``gamma=debian13,containerd``."""
+    return tuple(_host(word, f"{subnet}.{number}") for number, word in enumerate(words, start=2))
+
+
+def _host(words: str, address: str) -> HostSpec:
+    name, _, rest = words.partition("=")
+    options = [option for option in rest.split(",") if option]
+    for option in options:
+        if option not in {*ROOT_TREES, *DOCKER_OPTIONS}:
+            known = ", ".join((*ROOT_TREES, *DOCKER_OPTIONS))
+            raise LabError(f"{option!r} is no option of a lab host: choose from {known}")
+    roots = [option for option in options if option in ROOT_TREES] or [OWN_ROOT]
+    return HostSpec(name, address, roots[-1], **{option: option in options for option in DOCKER_OPTIONS})
+
+
+def with_described(names: Sequence[str], described: Sequence[str]) -> list[str]:
+    """``names``, those of them in ``described`` (``gamma=debian13``) with what is said there, the others appended."""
+    said = {word.partition("=")[0]: word for word in described}
+    return [said.pop(name, name) for name in names] + list(said.values())
 
 
 def load_spec(root: Path) -> LabSpec | None:

@@ -107,13 +107,13 @@ def without_locked_root(shadow: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_etc(spec: LabSpec, host: str) -> None:
-    """The host's own files directly in /etc, the upper of its overlay. Only while the host is off."""
+def write_etc(spec: LabSpec, host: str, root: Path) -> None:
+    """The host's own files directly in /etc, the upper of its overlay over ``root``'s. Only while the host is off."""
     upper = spec.host_directory(host) / "etc.upper"
     try:
-        shadow = Path("/etc/shadow").read_text()
+        shadow = (root / "etc/shadow").read_text()
     except OSError as error:
-        raise LabError(f"/etc/shadow cannot be read: {error}") from error
+        raise LabError(f"{root / 'etc/shadow'} cannot be read: {error}") from error
     _write(upper / "shadow", without_locked_root(shadow), 0o640)
     _write(upper / "hostname", f"{host}\n")
     names = [f"{other.address} {other.name}" for other in spec.hosts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -37,11 +37,18 @@ class Ground:
 
     lab: Lab
     images: dict[str, str]
+    hosts: Sequence[str] | None = None
+    """Names or descriptions, see ``Lab``; None for the usual two."""
 
     def rebuild(self) -> None:
         """Take everything down and up again."""
         self.lab.down()
-        self.lab = Lab(NAME, SUBNET)
+        self.extend(self.hosts)
+
+    def extend(self, hosts: Sequence[str] | None) -> None:
+        """Bring up what these hosts lack; the usual two come first."""
+        self.hosts = hosts
+        self.lab = Lab(NAME, SUBNET, hosts=hosts)
         self.images = bring_up(self.lab)
 
 

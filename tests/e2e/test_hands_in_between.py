@@ -77,3 +77,50 @@ def test_a_container_that_a_person_restarts_moves_all_the_same(fleet: Fleet) -> 
     fleet.wait_end("again-1", "completed")
     assert fleet.execute("beta", "again", "cd /data && cat before after goods").split() == ["before", "after", "goods"]
     fleet.assert_sound("again-1")
+
+
+def test_a_container_that_ends_by_itself_is_left_as_it_ended(fleet: Fleet) -> None:
+    """F5: nobody asked for a copy of a service that has given up; it is a person's to look at."""
+
+    def end(container: Container) -> None:
+        container.update(restart_policy={"Name": "no"})
+        container.exec_run(["kill", "-TERM", "1"])
+        container.wait()
+
+    interrupted(fleet, "ended", end)
+    assert "stopped" in aborted_for(fleet, "ended-1")
+    ended = fleet.present("alpha", "ended")
+    assert (ended.status, ended.attrs["State"]["ExitCode"]) == ("exited", 0)
+
+
+# --- how the container is stopped ------------------------------------------------------------------------
+
+STUBBORN = "trap 'echo asked >> /data/said' INT; trap 'echo wrong >> /data/said' TERM; while :; do sleep 1; done"
+
+
+def test_a_container_that_does_not_stop_in_time_is_killed_moved_and_told_about(fleet: Fleet) -> None:
+    """F13: its own stop signal, the request's grace, and how it ended are in the history."""
+    fleet.volume("alpha", "stubborn-data")
+    fleet.run(
+        "stubborn", command=["sh", "-c", STUBBORN], stop_signal="SIGINT", volumes={"stubborn-data": {"bind": "/data"}}
+    )
+    events = fleet.migrate("stubborn-1", "stubborn", stop_timeout_seconds=2)
+    stopped = next(event.data for event in events if isinstance(event.data, schema.SourceStopped))
+    assert (stopped.exit_code, stopped.unclean) == (137, True)
+    assert fleet.execute("beta", "stubborn", "cat /data/said") == "asked\n"
+    moved = fleet.present("beta", "stubborn").attrs["Config"]
+    assert moved["StopSignal"] == "SIGINT"
+    assert moved.get("StopTimeout") is None, "the request's grace is for this one stop"
+    fleet.present("beta", "stubborn").kill()
+
+
+def test_a_clean_end_with_a_code_of_its_own_is_told_about(fleet: Fleet) -> None:
+    fleet.run("coded", command=["sh", "-c", "trap 'exit 7' TERM; sleep 100000 & wait"])
+    events = fleet.migrate("coded-1", "coded")
+    stopped = next(event.data for event in events if isinstance(event.data, schema.SourceStopped))
+    assert (stopped.exit_code, stopped.unclean) == (7, False)
+    labels = fleet.present("beta", "coded").attrs["Config"]["Labels"]
+    assert (labels["cargo.migration"], labels["cargo.source"]) == ("coded-1", "alpha")
+    kept = fleet.present("alpha", "coded.cargo-coded-1")
+    assert kept.attrs["HostConfig"]["RestartPolicy"]["Name"] in ("no", "")
+    assert kept.status == "exited"

@@ -161,7 +161,7 @@ class Fleet:
         outside = where.path(directory)
         outside.mkdir()
         try:
-            where.run([sys.executable, "-c", _DUMP, directory, *trees], env={"PYTHONPATH": str(REPOSITORY)})
+            where.run([where.python, "-c", _DUMP, directory, *trees], env={"PYTHONPATH": where.python_path})
             return [list(read_manifest(outside / str(number))) for number in range(len(trees))]
         finally:
             shutil.rmtree(outside)
@@ -458,6 +458,6 @@ def without_state(inspected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bring_up(lab: Lab) -> dict[str, str]:
-    """The lab with its images on both hosts; returns the images' tags by name."""
+    """The lab with its images on all hosts; returns the images' tags by name."""
     lab.up()
     return {name: share(name, lab.hosts) for name in ("busybox", "redis")}

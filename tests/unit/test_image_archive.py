@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import json
 import tarfile
 import threading
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from events.errors import CancelledError, PermanentError
 from hostd.engine_images import split_reference
-from hostd.image_archive import layers_present, layers_to_leave_out, pack, pieces_of
+from hostd.image_archive import complete, held_in, layers_present, layers_to_leave_out, pack, pieces_of
 
 BASE, MIDDLE, TOP = b"base" * 5000, b"middle" * 3000, b"top" * 7000
 
@@ -85,19 +87,11 @@ def test_packing_ends_when_it_is_not_wanted_any_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "present"),
-    [
-        ([], 0),
-        ([("a",), ("x", "b", "c")], 1),
-        ([("a", "b", "x"), ("a",)], 2),
-        ([("a", "b", "c", "d")], 3),
-        ([("b", "a")], 0),
-    ],
+    ("layers", "present"),
+    [((), 0), (("x", "b", "c"), 0), (("a", "b", "x"), 2), (("a",), 1), (("a", "b", "c", "d"), 3), (("b", "a"), 0)],
 )
-def test_a_host_has_of_an_image_what_another_of_its_images_begins_with(
-    images: list[tuple[str, ...]], present: int
-) -> None:
-    assert layers_present(("a", "b", "c"), images) == present
+def test_a_host_has_of_an_image_what_another_of_its_images_begins_with(layers: tuple[str, ...], present: int) -> None:
+    assert layers_present(("a", "b", "c"), layers) == present
 
 
 def test_the_same_data_needed_again_above_is_not_left_out() -> None:
@@ -115,3 +109,82 @@ def test_a_name_of_an_image_is_a_repository_and_a_tag() -> None:
     for odd in ("web", "registry:5000/web", "web@sha256:12", ":1"):
         with pytest.raises(PermanentError):
             split_reference(odd)
+
+
+# --- a store that keeps the archive's parts ------------------------------------------------------------
+
+
+def save(layers: list[tuple[str, bytes]], more: tuple[tuple[str, bytes], ...] = ()) -> bytes:
+    """An archive with a manifest that names its layers, lowest first."""
+    manifest = json.dumps([{"Config": "config", "RepoTags": None, "Layers": [name for name, _ in layers]}]).encode()
+    return archive(*dict(layers).items(), *more, ("manifest.json", manifest))
+
+
+def blob(contents: bytes) -> str:
+    return f"blobs/sha256/{hashlib.sha256(contents).hexdigest()}"
+
+
+def test_what_is_compressed_in_an_archive_is_known_by_what_is_in_it() -> None:
+    packed, twice = gzip.compress(BASE), gzip.compress(MIDDLE[:50]) + gzip.compress(MIDDLE[50:])
+    broken = gzip.compress(TOP)[:-20]
+    held = held_in(in_pieces(archive(("a", packed), ("b", twice), ("c", broken), ("d", TOP))))
+    assert {digest(BASE), digest(MIDDLE), digest(TOP), digest(broken)} <= held.plain
+    assert held.stored - held.plain == {digest(packed), digest(twice)}
+
+
+def test_a_compressed_layer_that_the_target_has_is_left_out_too(tmp_path: Path) -> None:
+    packed = gzip.compress(BASE)
+    whole = save([(blob(packed), packed), (blob(TOP), TOP)])
+    pack(in_pieces(whole), tmp_path / "image.tar", frozenset({digest(BASE)}))
+    assert set(contents_of(tmp_path / "image.tar")) == {blob(TOP), "manifest.json"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_compressed_layer_that_must_be_put_back_is_left_out_only_if_it_is_there_in_that_very_form(
+    tmp_path: Path, known: bool
+) -> None:
+    packed = gzip.compress(BASE)
+    whole = save([(blob(packed), packed), (blob(TOP), TOP)])
+    pack(in_pieces(whole), tmp_path / "image.tar", frozenset({digest(BASE)}), blobs=[digest(packed)] if known else [])
+    assert (blob(packed) not in contents_of(tmp_path / "image.tar")) == known
+
+
+@pytest.mark.parametrize("local", [BASE, gzip.compress(BASE)], ids=["plain", "compressed"])
+@pytest.mark.parametrize("name", ["aa/layer.tar", blob(BASE)], ids=["20.10", "26"])
+def test_what_was_left_out_is_put_back_from_another_image(tmp_path: Path, name: str, local: bytes) -> None:
+    whole = save([(name, BASE), ("bb/layer.tar", TOP)], more=(("config", b"{}"),))
+    pack(in_pieces(whole), tmp_path / "image.tar", frozenset({digest(BASE)}), blobs=[])
+    assert name not in contents_of(tmp_path / "image.tar")
+    other = archive(("config", b"[]"), ("blobs/sha256/whatever", local))
+    assert complete(tmp_path / "image.tar", [digest(BASE), digest(TOP)], in_pieces(other)) == 1
+    assert contents_of(tmp_path / "image.tar")[name] == BASE
+    assert contents_of(tmp_path / "image.tar")["bb/layer.tar"] == TOP
+    assert [place.name for place in tmp_path.iterdir()] == ["image.tar"]
+
+
+def test_a_compressed_layer_is_put_back_as_it_was_and_never_under_a_digest_that_is_not_its_own(tmp_path: Path) -> None:
+    packed, otherwise = gzip.compress(BASE, 9), gzip.compress(BASE, 1)
+    assert packed != otherwise
+    whole = save([(blob(packed), packed), (blob(TOP), TOP)])
+    pack(in_pieces(whole), tmp_path / "image.tar", frozenset({digest(BASE)}), blobs=[digest(packed)])
+    with pytest.raises(PermanentError, match="are gone"):
+        complete(tmp_path / "image.tar", [digest(BASE), digest(TOP)], in_pieces(archive(("x", otherwise))))
+    assert complete(tmp_path / "image.tar", [digest(BASE), digest(TOP)], in_pieces(archive(("x", packed)))) == 1
+    assert contents_of(tmp_path / "image.tar")[blob(packed)] == packed
+
+
+def test_the_same_layer_twice_is_put_back_once_where_the_link_points(tmp_path: Path) -> None:
+    """20.10 writes a second occurrence as a symlink: the helper's cc/layer.tar points to aa/layer.tar."""
+    whole = archive(("aa/layer.tar", BASE), ("manifest.json", json.dumps([{"Layers": ["cc/layer.tar"]}]).encode()))
+    pack(in_pieces(whole), tmp_path / "image.tar", frozenset({digest(BASE)}), blobs=[])
+    assert complete(tmp_path / "image.tar", [digest(BASE)], in_pieces(archive(("x", BASE)))) == 1
+    assert contents_of(tmp_path / "image.tar")["aa/layer.tar"] == BASE
+
+
+@pytest.mark.parametrize(
+    "manifest", [b"[]", b"{", b'[{"Layers":null}]', b'[{"Layers":["../../etc/passwd"]}]', b'[{"Layers":["a","b"]}]']
+)
+def test_a_manifest_that_cannot_be_of_that_image_is_refused(tmp_path: Path, manifest: bytes) -> None:
+    (tmp_path / "image.tar").write_bytes(archive(("manifest.json", manifest)))
+    with pytest.raises(PermanentError):
+        complete(tmp_path / "image.tar", [digest(BASE)], in_pieces(archive(("x", BASE))))
