@@ -185,6 +185,7 @@ def _check_source(request: Request, container: ContainerRecord, world: World, re
         "its writes would be lost, so stop that one first"
         for mount in container.mounts
         for other in mount.shared_with
+        if not mount.file_system
     )
 
 
@@ -208,7 +209,8 @@ def _check_target(request: Request, container: ContainerRecord, world: World, re
                 )
     volumes = set(host.volumes)
     for mount in container.mounts:
-        if mount.kind == "volume" and mount.name in volumes:
+        # A share that the target has already is just what it needs; it looks whether it is the same.
+        if mount.kind == "volume" and mount.name in volumes and not mount.file_system:
             reasons.append(
                 f"there is a volume {mount.name!r} on {request.target} already; "
                 "it may hold somebody's data, so remove or rename it first"

@@ -83,6 +83,20 @@ class Mount(Data, frozen=True, kw_only=True):
     files: int = 0
 
 
+class SharedMount(Data, frozen=True, kw_only=True):
+    """A mount on storage that the target reaches too: attached there, never copied.
+
+    What it takes to attach it may hold a password; it travels in the specification.
+    """
+
+    kind: Literal["volume", "bind"]
+    name: str
+    """Volume name, or the bind's path, the same on both hosts."""
+    destination: str
+    file_system: str
+    """As the mount table calls it: ``nfs4``, ``cifs``."""
+
+
 class PortBinding(Data, frozen=True, kw_only=True):
     """One published port."""
 
@@ -153,12 +167,15 @@ class SourcePrepared(Data, frozen=True, kw_only=True):
     image_id: str
     image_tags: tuple[str, ...]
     mounts: tuple[Mount, ...]
+    """Those whose data moves."""
     ports: tuple[PortBinding, ...]
     restart_policy: str
     restart_max_retries: int = 0
     address: str
     """Where the target's data plane reaches the source."""
     warnings: tuple[str, ...] = ()
+    shared: tuple[SharedMount, ...] = ()
+    """Mounts on shared storage, which the target attaches itself."""
 
 
 class ImageWanted(Data, frozen=True, kw_only=True):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from events.keyspace import valid_host_name
 from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
+from hostd.shared_storage import SHARED_FILE_SYSTEMS
 
 PATIENCE_SECONDS = 600
 
 KNOWN = {
-    "host": ("name", "address", "state_dir", "run_dir", "read_patience_seconds"),
+    "host": ("name", "address", "state_dir", "run_dir", "read_patience_seconds", "shared_file_systems"),
     "etcd": ETCD_OPTIONS,
     "docker": ("socket",),
     "ssh": ("user", "port", "identity", "known_hosts"),
@@ -38,6 +39,8 @@ class HostSettings:
     log: LogSettings
     read_patience_seconds: int = PATIENCE_SECONDS
     """How long the container's reads of what has not arrived wait for a source that does not answer."""
+    shared_file_systems: frozenset[str] = SHARED_FILE_SYSTEMS
+    """Kinds of file systems whose data is not copied but attached on the target."""
 
 
 def _is_address(text: str) -> bool:
@@ -68,6 +71,9 @@ def load(path: Path) -> HostSettings:
         log=reader.log(),
         read_patience_seconds=reader.number(
             "host", "read_patience_seconds", PATIENCE_SECONDS, low=1, high=7 * 24 * 3600
+        ),
+        shared_file_systems=frozenset(
+            reader.text("host", "shared_file_systems", " ".join(SHARED_FILE_SYSTEMS)).replace(",", " ").split()
         ),
     )
     if not settings.etcd.endpoints:

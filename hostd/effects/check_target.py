@@ -9,7 +9,9 @@ from events.errors import RefusedError
 from hostd.effects.arrival import bind_place, labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import load_spec
+from hostd.effects.shared import bind_problems
 from hostd.inventory import port_problems
+from hostd.shared_storage import volume_problem
 from hostd.spec import ContainerSpec
 from hostd.spec_rules import target_problems
 
@@ -40,6 +42,7 @@ class CheckTarget(Effect):
             reasons.append(f"there is a container {prepared.container_name!r} on {context.host} already")
         reasons += port_problems(engine, prepared.ports)
         reasons += _volume_problems(context)
+        reasons += _shared_problems(context, spec)
         reasons += _space_problems(context)
         if reasons:
             raise RefusedError(reasons)
@@ -70,6 +73,16 @@ def _volume_problems(context: Context) -> list[str]:
                 f"there is a volume {mount.name!r} on {context.host} already; "
                 "it may hold somebody's data, so remove or rename it first"
             )
+    return reasons
+
+
+def _shared_problems(context: Context, spec: ContainerSpec) -> list[str]:
+    """Volumes are tried once the container is there, by Docker itself (``create_container``)."""
+    reasons = bind_problems(context, spec)
+    for place in spec.shared:
+        volume = context.bench.engine.volume_inspect(place.name) if place.kind == "volume" else None
+        if volume is not None and (problem := volume_problem(place, volume.get("Options"))):
+            reasons.append(f"{context.host}: {problem}")
     return reasons
 
 

@@ -9,6 +9,7 @@ from events.errors import TransientError
 from hostd import mounts
 from hostd.effects.arrival import NOT_EMPTY_MARK, Arrival, arrivals, existing_arrivals, labels
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.fetch_spec import load_spec
 
 
 class CreateVolumes(Effect):
@@ -20,6 +21,10 @@ class CreateVolumes(Effect):
         for mount in context.view.source_prepared.mounts:
             if mount.kind == "volume":
                 context.bench.engine.volume_create(mount.name, labels(context))
+        spec = load_spec(context)
+        for place in spec.shared:
+            if place.kind == "volume":
+                context.bench.engine.volume_attach(place, labels(context))
         for arrival in arrivals(context):
             arrival.union.create()
             if not arrival.mount.single_file and not arrival.union.state().settled:
@@ -38,7 +43,19 @@ class CreateVolumes(Effect):
             if arrival.mount.kind == "volume":
                 _require_no_mounts(arrival.union.place.parent)
                 context.bench.engine.volume_remove(arrival.mount.name)
+        for shared in context.view.source_prepared.shared:
+            if shared.kind == "volume":
+                _forget_share(context, shared.name)
         return None
+
+
+def _forget_share(context: Context, name: str) -> None:
+    """Remove a volume that was made here for a share. What lies on the share is not touched: it is not mounted."""
+    volume = context.bench.engine.volume_inspect(name) or {}
+    theirs = volume.get("Labels") or {}
+    if all(theirs.get(key) == value for key, value in labels(context).items()):
+        _require_no_mounts(Path(volume["Mountpoint"]))
+        context.bench.engine.volume_remove(name)
 
 
 def _ours(context: Context, arrival: Arrival) -> bool:

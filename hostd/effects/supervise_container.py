@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from events.errors import TransientError
 from hostd.effects.arrival import arrivals, our_container, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.fetch_spec import load_spec
+from hostd.effects.shared import require_binds
 
 RESTART_DELAY_SECONDS = 1.0
 """Between two starts of a container that ends by itself, so that a crash loop does not eat the host."""
@@ -38,6 +40,8 @@ class SuperviseContainer(Effect):
         _mount_again(context)
         if not should_run(context, container_id, inspected["State"]):
             return None
+        if context.view.source_prepared.shared:
+            require_binds(context, load_spec(context))
         context.log.warning("starting the container again", exit_code=inspected["State"].get("ExitCode"))
         engine.start(container_id)
         context.poke_after = RESTART_DELAY_SECONDS
