@@ -64,6 +64,7 @@ _FIELDS: dict[str, _Field] = {
     ),
     "stop_timeout_seconds": _Field(lambda v: v is None or _is_int(0, 86400)(v), "a number of seconds from 0 to 86400"),
     "on_release": _Field(lambda v: v in ("keep", "remove"), "keep or remove"),
+    "remote": _Field(lambda v: v in ("", "sshfs", "nfs"), "sshfs or nfs"),
     "image": _Field(lambda v: v in ("transfer", "pull", "refuse"), "transfer, pull or refuse"),
 }
 
@@ -80,7 +81,7 @@ def examine(migration: str, raw: bytes, world: World) -> Data:
             request_key=_shown(migration, 200),
             request_text=_shown(raw[:4000].decode("utf-8", "backslashreplace"), MAX_SHOWN_CHARACTERS),
         )
-    return Requested(request=request, container_id=container_id)
+    return Requested(request=request, container_id=container_id, target_address=world.hosts[request.target].address)
 
 
 def understand(migration: str, raw: bytes) -> tuple[Request | None, list[str]]:

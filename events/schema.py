@@ -64,6 +64,8 @@ class Request(Data, frozen=True, kw_only=True):
     """What becomes of the source's stopped container and volumes after the release."""
     image: Literal["transfer", "pull", "refuse"] = "transfer"
     """What to do about an image that the target lacks: bring it from the source, from its registry, or give up."""
+    remote: Literal["", "sshfs", "nfs"] = ""
+    """How the target looks at what has not arrived yet; empty: as the source host's setting says."""
 
 
 class Mount(Data, frozen=True, kw_only=True):
@@ -139,6 +141,8 @@ class Requested(Data, frozen=True, kw_only=True):
     request: Request
     container_id: str
     logic: int = 1
+    target_address: str = ""
+    """As the target was registered: the only one that may look at exported trees."""
 
 
 class Rejected(Data, frozen=True, kw_only=True):
@@ -176,6 +180,10 @@ class SourcePrepared(Data, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     shared: tuple[SharedMount, ...] = ()
     """Mounts on shared storage, which the target attaches itself."""
+    remote: Literal["sshfs", "nfs"] = "sshfs"
+    """How the target is to look at the trees."""
+    remote_port: int = 0
+    """Where the source serves them, for ``nfs``."""
 
 
 class ImageWanted(Data, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from events.errors import TransientError
-from hostd.effects.arrival import arrivals, our_container, peer_of_source
+from hostd.effects.arrival import arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import load_spec
 from hostd.effects.shared import require_binds
@@ -54,7 +54,7 @@ def _mount_again(context: Context) -> None:
         if state.settled or arrival.mount.single_file or (state.placed and arrival.union.serves()):
             continue
         if arrival.union.fill_list():
-            arrival.union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
+            arrival.attach_remote(context)
         arrival.union.mount_lower()
         arrival.union.mount_merged()
 
@@ -66,7 +66,7 @@ def _repair_views(context: Context) -> None:
         if arrival.mount.single_file or not union.state().placed or not union.remaining(first_only=True):
             continue
         try:
-            union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
+            arrival.attach_remote(context)
         except TransientError as error:
             context.log.warning("reads of what has not arrived wait for the source", reason=str(error))
             context.poke_after = REPAIR_DELAY_SECONDS

@@ -357,6 +357,8 @@ class Simulation:
             "target": "beta",
             "max_rounds": self.rng.choice((1, 2, 5)),
             "on_release": self.on_release or self.rng.choice(("keep", "keep", "remove")),
+            # Not drawn: what a seed does otherwise stays as it was.
+            "remote": ("sshfs", "nfs")[(self.seed + self.requests) % 2],
         }
         self._put(self.backend.keys.request(f"m{self.requests}"), json.dumps(body).encode())
 
