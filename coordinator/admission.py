@@ -64,6 +64,7 @@ _FIELDS: dict[str, _Field] = {
     ),
     "stop_timeout_seconds": _Field(lambda v: v is None or _is_int(0, 86400)(v), "a number of seconds from 0 to 86400"),
     "on_release": _Field(lambda v: v in ("keep", "remove"), "keep or remove"),
+    "remote": _Field(lambda v: v in ("", "sshfs", "nfs"), "sshfs or nfs"),
     "image": _Field(lambda v: v in ("transfer", "pull", "refuse"), "transfer, pull or refuse"),
 }
 
@@ -80,7 +81,7 @@ def examine(migration: str, raw: bytes, world: World) -> Data:
             request_key=_shown(migration, 200),
             request_text=_shown(raw[:4000].decode("utf-8", "backslashreplace"), MAX_SHOWN_CHARACTERS),
         )
-    return Requested(request=request, container_id=container_id)
+    return Requested(request=request, container_id=container_id, target_address=world.hosts[request.target].address)
 
 
 def understand(migration: str, raw: bytes) -> tuple[Request | None, list[str]]:
@@ -185,6 +186,7 @@ def _check_source(request: Request, container: ContainerRecord, world: World, re
         "its writes would be lost, so stop that one first"
         for mount in container.mounts
         for other in mount.shared_with
+        if not mount.file_system
     )
 
 
@@ -208,7 +210,8 @@ def _check_target(request: Request, container: ContainerRecord, world: World, re
                 )
     volumes = set(host.volumes)
     for mount in container.mounts:
-        if mount.kind == "volume" and mount.name in volumes:
+        # A share that the target has already is just what it needs; it looks whether it is the same.
+        if mount.kind == "volume" and mount.name in volumes and not mount.file_system:
             reasons.append(
                 f"there is a volume {mount.name!r} on {request.target} already; "
                 "it may hold somebody's data, so remove or rename it first"

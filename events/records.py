@@ -39,6 +39,8 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Directory entries, which is what takes inodes on the target; None while unknown."""
     shared_with: tuple[str, ...] = ()
     """Names of other running containers that use the same data."""
+    file_system: str = ""
+    """The kind of shared storage that it lies on (``nfs4``), which is attached, not copied; empty for data that moves."""
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -64,6 +64,8 @@ class Request(Data, frozen=True, kw_only=True):
     """What becomes of the source's stopped container and volumes after the release."""
     image: Literal["transfer", "pull", "refuse"] = "transfer"
     """What to do about an image that the target lacks: bring it from the source, from its registry, or give up."""
+    remote: Literal["", "sshfs", "nfs"] = ""
+    """How the target looks at what has not arrived yet; empty: as the source host's setting says."""
 
 
 class Mount(Data, frozen=True, kw_only=True):
@@ -81,6 +83,20 @@ class Mount(Data, frozen=True, kw_only=True):
     """The bind is of one file, which no union can carry: it is copied as a whole."""
     size_bytes: int = 0
     files: int = 0
+
+
+class SharedMount(Data, frozen=True, kw_only=True):
+    """A mount on storage that the target reaches too: attached there, never copied.
+
+    What it takes to attach it may hold a password; it travels in the specification.
+    """
+
+    kind: Literal["volume", "bind"]
+    name: str
+    """Volume name, or the bind's path, the same on both hosts."""
+    destination: str
+    file_system: str
+    """As the mount table calls it: ``nfs4``, ``cifs``."""
 
 
 class PortBinding(Data, frozen=True, kw_only=True):
@@ -125,6 +141,8 @@ class Requested(Data, frozen=True, kw_only=True):
     request: Request
     container_id: str
     logic: int = 1
+    target_address: str = ""
+    """As the target was registered: the only one that may look at exported trees."""
 
 
 class Rejected(Data, frozen=True, kw_only=True):
@@ -153,12 +171,19 @@ class SourcePrepared(Data, frozen=True, kw_only=True):
     image_id: str
     image_tags: tuple[str, ...]
     mounts: tuple[Mount, ...]
+    """Those whose data moves."""
     ports: tuple[PortBinding, ...]
     restart_policy: str
     restart_max_retries: int = 0
     address: str
     """Where the target's data plane reaches the source."""
     warnings: tuple[str, ...] = ()
+    shared: tuple[SharedMount, ...] = ()
+    """Mounts on shared storage, which the target attaches itself."""
+    remote: Literal["sshfs", "nfs"] = "sshfs"
+    """How the target is to look at the trees."""
+    remote_port: int = 0
+    """Where the source serves them, for ``nfs``."""
 
 
 class ImageWanted(Data, frozen=True, kw_only=True):

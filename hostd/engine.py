@@ -43,6 +43,7 @@ from hostd.engine_calls import (
 )
 from hostd.engine_containers import ContainerCalls
 from hostd.engine_volumes import VolumeCalls
+from hostd.shared_storage import without_secrets
 
 __all__ = [
     "ContainerSummary",
@@ -307,7 +308,7 @@ def _segment(name: str) -> str:
 
 def _raise_api_error(what: str, error: docker.errors.APIError) -> NoReturn:
     status = error.status_code or 0
-    words = f"{what}: Docker answered {str(error.explanation or error)[:1000]!r}"
+    words = without_secrets(f"{what}: Docker answered {str(error.explanation or error)[:1000]!r}")
     if status == 404:
         raise MissingError(words) from error
     if status == 409:

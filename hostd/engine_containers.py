@@ -176,6 +176,27 @@ class ContainerCalls(ImageCalls):
                 what=f"removing the container {container_id[:12]}",
             )  # fmt: skip
 
+    def try_mounts(self, container_id: str) -> None:
+        """Have Docker mount all of a created container's volumes once, as it will when it starts it.
+
+        Asking for a file that is not there does that. Raises RefusedError with the kernel's reason when it fails.
+        """
+        what = "attaching the container's shared storage"
+        query = {"path": f"/.cargo-{container_id[:12]}"}
+        try:
+            self._call("GET", "/containers/{0}/archive", container_id, query=query, what=what)
+        except MissingError:
+            return  # the file; everything else was there
+        except TransientError as error:
+            if "Docker answered" not in str(error):
+                raise
+            raise RefusedError(
+                [
+                    f"this host cannot attach the container's shared storage: {error}. See that the share is exported "
+                    "to this host, that it can be reached, and that the kernel has its file system (nfsv4, cifs)"
+                ]
+            ) from error
+
     def rename(self, container_id: str, name: str) -> None:
         """Give the container another name. Raises RefusedError when the name is taken, MissingError."""
         if self._must(container_id).name == f"/{name}":

@@ -9,6 +9,7 @@ from typing import Any
 from events.errors import RefusedError
 from hostd.docker_json import ContainerView, VolumeView, view
 from hostd.engine_calls import Calls, MissingError
+from hostd.shared_storage import SharedPlace, volume_problem
 
 
 class VolumeCalls(Calls):
@@ -47,6 +48,22 @@ class VolumeCalls(Calls):
                 ]
             )
         return raw
+
+    def volume_attach(self, place: SharedPlace, labels: Mapping[str, str]) -> None:
+        """Make a volume that stands for the same share. One that is the same share already is left as it is.
+
+        Raises RefusedError when a volume of that name is another one.
+        """
+        raw = self.volume_inspect(place.name)
+        if raw is None:
+            body = {"Name": place.name, "Driver": "local", "DriverOpts": place.options, "Labels": dict(labels)}
+            raw = self._json("POST", "/volumes/create", body=body, what=f"creating the volume {place.name!r}")
+        existing = view(VolumeView, raw, f"the volume {place.name!r}")
+        problem = volume_problem(place, existing.options)
+        if problem or existing.driver != "local":
+            raise RefusedError(
+                [problem or f"there is a volume {place.name!r} of the driver {existing.driver!r} already"]
+            )
 
     def volume_remove(self, name: str) -> None:
         """Remove the volume *and its data*; absent is fine. Raises PermanentError while it is in use."""

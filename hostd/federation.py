@@ -4,7 +4,7 @@ Per mount, in a stage directory on the file system of the final place::
 
     upper/tree  what the pre-copy rounds brought, then every write made since      work     overlay's own
     replica     what the background fill brings                                    basis    old versions
-    incoming, partial, spare   things in the making                                remote   sshfs of the source
+    incoming, partial, spare   things in the making                                remote   sshfs or NFS of the source
     lower       replica, else remote (``hostd/lower.py``)                          merged   overlay(upper over lower)
 
 and ``merged/tree`` is bound onto the place that Docker binds into the container. ``upper/tree`` is opaque, so
@@ -39,6 +39,7 @@ from hostd import mounts, placement
 from hostd.beneath import Beneath, empty_directory, remove_tree
 from hostd.fold import fold_tree, swap_into_place, swapped, write_durably
 from hostd.lower_process import LowerProcess
+from hostd.nfs_client import Export
 from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, Placeholder
 from hostd.settings import PATIENCE_SECONDS
 from hostd.transport import Peer, Transport, sync_filesystem
@@ -181,15 +182,17 @@ class Union:
                 self._try_overlay()
                 self._mark_opaque()
 
-    def attach_remote(self, transport: Transport, peer: Peer, tree: bytes | str) -> None:
+    def attach_remote(self, transport: Transport, peer: Peer, tree: bytes | str, export: Export | None = None) -> None:
         """Show the source's tree below the stage, and start what will serve the lower layer.
+
+        By sshfs, or by NFS if the source has an ``export`` of it.
 
         May run before the source stops: nothing of it is remembered. A view that died is replaced, also under
         the running union, whose readers wait meanwhile. Raises TransientError when the source cannot be reached.
         """
         if self.single_file:
             raise PermanentError(f"{self.place} is a single file; there is no union to attach a remote view to")
-        transport.mount_remote(peer, tree, self.remote)
+        transport.mount_remote(peer, tree, self.remote, export)
         if not mounts.is_mounted(self.stage / "merged") and not self._lower.serves():
             self._lower.end()
             self._lower.start()

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 from events.errors import PermanentError
 from events.records import ContainerRecord, HostRecord, MountRecord
 from events.schema import Mount, PortBinding
+from hostd import mounts
 from hostd.docker_json import ContainerView, VolumeView, view
 from hostd.engine import Engine
+from hostd.shared_storage import SHARED_FILE_SYSTEMS, SharedPlace, find_shared
 from hostd.spec import MIGRATION_LABEL, data_mounts, port_bindings
 from hostd.spec_rules import source_findings
 
@@ -176,15 +178,27 @@ class Sizer:
 # --- records -------------------------------------------------------------------------------------
 
 
-def container_records(engine: Engine, sizer: Sizer) -> list[ContainerRecord]:
+def container_records(
+    engine: Engine, sizer: Sizer, shared_kinds: frozenset[str] = SHARED_FILE_SYSTEMS
+) -> list[ContainerRecord]:
     """One record for each container of this host. Raises TransientError.
 
-    A container that Docker describes in a way unknown here gets a record that refuses to be moved.
+    A container that Docker describes in a way unknown here gets a record that refuses to be moved. ``shared_kinds``:
+    file systems whose data is attached on the target, not copied.
     """
     raws = engine.inspect_all()
     volumes = {str(raw.get("Name")): raw for raw in engine.volumes()}
     used = _used_places(raws)
-    return [container_record(raw, volumes=volumes, used=used, sizer=sizer) for raw in raws]
+    shared = SharedKinds(shared_kinds, tuple(mounts.read_mountinfo()))
+    return [container_record(raw, volumes=volumes, used=used, sizer=sizer, shared=shared) for raw in raws]
+
+
+class SharedKinds(NamedTuple):
+    """What it takes to tell shared storage from data that moves."""
+
+    kinds: frozenset[str] = SHARED_FILE_SYSTEMS
+    table: tuple[mounts.MountRecord, ...] = ()
+    """The host's mounts."""
 
 
 class Place(NamedTuple):
@@ -212,10 +226,11 @@ def container_record(
     volumes: Mapping[str, Mapping[str, Any]],
     used: Iterable[Place],
     sizer: Sizer,
+    shared: SharedKinds = SharedKinds(),  # noqa: B008 - immutable
 ) -> ContainerRecord:
     """The record of one inspected container; ``volumes`` of the host by name, ``used`` by whom."""
     try:
-        return _record(raw, volumes, list(used), sizer)
+        return _record(raw, volumes, list(used), sizer, shared)
     except PermanentError as error:
         return ContainerRecord(
             id=str(raw.get("Id", "")),
@@ -232,17 +247,24 @@ def _record(
     volumes: Mapping[str, Mapping[str, Any]],
     used: list[Place],
     sizer: Sizer,
+    shared: SharedKinds,
 ) -> ContainerRecord:
     container = view(ContainerView, raw, "the container")
     name = container.name.removeprefix("/")
-    mounts = data_mounts(raw)
+    found_mounts = data_mounts(raw)
     mine = {
         mount.name: view(VolumeView, volumes[mount.name], f"the volume {mount.name!r}")
-        for mount in mounts
+        for mount in found_mounts
         if mount.name in volumes
     }
-    found = source_findings(container, mine)
-    records = tuple(_mount_record(mount, name, used, sizer) for mount in mounts)
+    attached = find_shared(found_mounts, mine, shared.table, shared.kinds)
+    found = source_findings(container, mine, attached)
+    records = tuple(
+        _attached_record(mount, attached[mount.destination])
+        if mount.destination in attached
+        else _mount_record(mount, name, used, sizer)
+        for mount in found_mounts
+    )
     policy = container.host_config.restart_policy
     return ContainerRecord(
         id=container.id,
@@ -279,6 +301,18 @@ def _mount_record(mount: Mount, container: str, used: list[Place], sizer: Sizer)
     )
 
 
+def _attached_record(mount: Mount, place: SharedPlace) -> MountRecord:
+    """Never measured: walking a share takes its server's time, and may hang."""
+    return MountRecord(
+        kind=mount.kind,
+        name=mount.name,
+        destination=mount.destination,
+        tree=mount.tree,
+        read_only=mount.read_only,
+        file_system=place.file_system,
+    )
+
+
 def sharers(mount: Mount, container: str, used: Iterable[Place]) -> tuple[str, ...]:
     """Names of other running containers whose data lies in, around or at ``mount``'s."""
     return tuple(
@@ -292,10 +326,10 @@ def sharers(mount: Mount, container: str, used: Iterable[Place]) -> tuple[str, .
     )
 
 
-def sharers_on(engine: Engine, mounts: Iterable[Mount], container: str) -> dict[str, tuple[str, ...]]:
+def sharers_on(engine: Engine, data: Iterable[Mount], container: str) -> dict[str, tuple[str, ...]]:
     """By destination, the other running containers that use a mount's data now. Raises TransientError."""
     used = _used_places(engine.inspect_all())
-    found = {mount.destination: sharers(mount, container, used) for mount in mounts}
+    found = {mount.destination: sharers(mount, container, used) for mount in data}
     return {destination: names for destination, names in found.items() if names}
 
 

@@ -8,11 +8,23 @@ from pathlib import Path
 
 from events.keyspace import valid_host_name
 from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
+from hostd.shared_storage import SHARED_FILE_SYSTEMS
 
 PATIENCE_SECONDS = 600
+DEFAULT_PORT = 20490
+"""For NFS, beside the usual 2049, which the host's own exports may have."""
 
 KNOWN = {
-    "host": ("name", "address", "state_dir", "run_dir", "read_patience_seconds"),
+    "host": (
+        "name",
+        "address",
+        "state_dir",
+        "run_dir",
+        "read_patience_seconds",
+        "shared_file_systems",
+        "remote",
+        "nfs_port",
+    ),
     "etcd": ETCD_OPTIONS,
     "docker": ("socket",),
     "ssh": ("user", "port", "identity", "known_hosts"),
@@ -38,6 +50,12 @@ class HostSettings:
     log: LogSettings
     read_patience_seconds: int = PATIENCE_SECONDS
     """How long the container's reads of what has not arrived wait for a source that does not answer."""
+    shared_file_systems: frozenset[str] = SHARED_FILE_SYSTEMS
+    """Kinds of file systems whose data is not copied but attached on the target."""
+    remote: str = "sshfs"
+    """How targets look at this host's data, where the request does not say."""
+    nfs_port: int = DEFAULT_PORT
+    """First of those on which data is served by NFS, one for each migration."""
 
 
 def _is_address(text: str) -> bool:
@@ -46,6 +64,10 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_remote(text: str) -> bool:
+    return text in ("sshfs", "nfs")
 
 
 def load(path: Path) -> HostSettings:
@@ -68,6 +90,11 @@ def load(path: Path) -> HostSettings:
         log=reader.log(),
         read_patience_seconds=reader.number(
             "host", "read_patience_seconds", PATIENCE_SECONDS, low=1, high=7 * 24 * 3600
+        ),
+        remote=reader.valid("host", "remote", reader.text("host", "remote", "sshfs"), _is_remote, "sshfs or nfs"),
+        nfs_port=reader.number("host", "nfs_port", DEFAULT_PORT, low=1, high=65535),
+        shared_file_systems=frozenset(
+            reader.text("host", "shared_file_systems", " ".join(SHARED_FILE_SYSTEMS)).replace(",", " ").split()
         ),
     )
     if not settings.etcd.endpoints:

@@ -4,6 +4,8 @@
    changes while the target copies belongs to a set that the target will be told of.
 2. ``stop`` disarms the restart policy and reads it back *before* the container is stopped, so that no
    reboot and no restart of Docker revives it.
+   Where trees are served by NFS, that begins before ``source_prepared`` and ends before ``source_released``, or
+   before the container runs here again.
 3. From ``source_stopped`` to ``source_released`` nothing here writes to the container's data.
 4. The container starts here again only after ``abort_ordered``, which cannot follow a claim, or after
    ``target_stopped``, or after a person has vouched that the target is off.
@@ -131,25 +133,28 @@ def _carried(_view: View, outcomes: Outcomes) -> Data:
     return CarriedBack(**fields_for(CarriedBack, outcomes))
 
 
-_GUARD = Step("guard", ("guard_source",))
+_GUARD = Step("guard", ("guard_source", "export_trees"))
 
 PLAN = Plan(
     role="source",
     table=TABLE,
     steps={
-        "preparing": Step("prepare", ("describe_container", "track_changes", "measure_mounts"), _prepared),
+        "preparing": Step(
+            "prepare", ("describe_container", "track_changes", "measure_mounts", "export_trees"), _prepared
+        ),
         "packing": Step("pack", ("pack_image",), _packed),
-        "arming": Step("arm", ("arm_tracking",), _armed),
+        "arming": Step("arm", ("arm_tracking", "export_trees"), _armed),
         "stopping": Step("stop", ("vouch_for_tracking", "disarm_restart", "stop_container", "publish_dirty"), _stopped),
         "frozen": _GUARD,
         "yielded": _GUARD,
-        "digesting": Step("digest", ("guard_source", "digest_trees"), _digested),
+        "digesting": Step("digest", ("guard_source", "export_trees", "digest_trees"), _digested),
         "digested": _GUARD,
         "releasing": Step("release", ("retire_container",), _released),
         "restoring": Step(
             "restore",
             (
                 "guard_source",
+                "export_trees",
                 "publish_dirty",
                 "track_changes",
                 # The policy comes back before the container does: a Docker that restarts in between would leave it down.
@@ -160,6 +165,8 @@ PLAN = Plan(
             _restored,
             undo=True,
         ),
+        # Before the target stops, it brings what it lacks, and may have to look at the trees once more.
+        "recalling": Step("serve", ("export_trees",)),
         "carrying": Step("carry", ("carry_back",), _carried),
         "reviving": Step("revive", ("revive_container", "announce_placement"), _restored),
     },

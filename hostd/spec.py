@@ -12,6 +12,7 @@ mean something else on another host, or on a second creation, is changed; the li
 - volumes without a name, and those from ``--volumes-from``, are asked for by the names they have;
 - the restart policy is the caller's (``no`` while a migration runs; the original is in the spec);
 - labels ``cargo.migration`` and ``cargo.source`` are added;
+- a volume on shared storage is not to be filled from the image (``nocopy``): the source's container is using it;
 - of a network endpoint only what a person chose is kept (aliases, fixed addresses, driver options).
 
 The specification holds environment values, which may be secrets: it is written only to files of mode 0600
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import msgspec
@@ -43,6 +44,7 @@ from hostd.docker_json import (
 )
 from hostd.image_identity import identity_of
 from hostd.networks import BUILT_IN_NETWORKS, definition, network_names
+from hostd.shared_storage import SharedPlace
 from hostd.spec_rules import DATA_KINDS, source_findings
 
 SPEC_VERSION = 1
@@ -87,6 +89,9 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     volume_labels: dict[str, dict[str, str]] = {}
     """A person's labels on the volumes, by the volumes' names."""
     mounts: tuple[Mount, ...]
+    """Those whose data moves."""
+    shared: tuple[SharedPlace, ...] = ()
+    """Those on shared storage, with what it takes to attach them, secrets included."""
     ports: tuple[PortBinding, ...]
     """In force on the source when the specification was made."""
     restart_policy: str
@@ -158,12 +163,14 @@ def from_inspect(
     *,
     volumes: Mapping[str, Mapping[str, Any]] | None = None,
     networks: Mapping[str, Mapping[str, Any]] | None = None,
+    shared: Mapping[str, SharedPlace] | None = None,
     host_name: str = "",
 ) -> tuple[ContainerSpec, list[str], list[str]]:
     """The specification, what a person should know (warnings), and why it must not be moved (refusals).
 
     ``inspect`` and ``image`` are Docker's JSON of the container and of its image; ``volumes`` of its named
-    volumes, by name, to find mount options; ``networks`` of the host's networks, by name; ``host_name`` is the source host's, to recognise a name that
+    volumes, by name, to find mount options; ``networks`` of the host's networks, by name; ``shared`` its mounts on
+    shared storage, by destination; ``host_name`` is the source host's, to recognise a name that
     Docker took from there (``--net=host``). Raises PermanentError when the JSON is not as documented.
     """
     what = "the container"
@@ -172,6 +179,7 @@ def from_inspect(
     found = source_findings(
         container,
         {name: view(VolumeView, raw, f"the volume {name!r}") for name, raw in (volumes or {}).items()},
+        shared or {},
     )
     name = container.name.removeprefix("/")
     if not CONTAINER_NAME.fullmatch(name):
@@ -206,7 +214,8 @@ def from_inspect(
             if networks is not None and name in networks
         },
         volume_labels={name: own for name, raw in (volumes or {}).items() if (own := _own_labels(raw.get("Labels")))},
-        mounts=tuple(_data_mounts(container)),
+        mounts=tuple(mount for mount in _data_mounts(container) if mount.destination not in (shared or {})),
+        shared=tuple((shared or {}).values()),
         ports=_bindings(container),
         restart_policy=(policy.name if policy else None) or "no",
         restart_max_retries=(policy.maximum_retry_count if policy else None) or 0,
@@ -425,8 +434,9 @@ def to_create_body(
     if restart_policy == "on-failure":
         policy["MaximumRetryCount"] = restart_max_retries
     host_config["RestartPolicy"] = policy
-    host_config["Binds"] = [_moved_bind(bind, moved) for bind in _list(host_config.get("Binds"))]
-    host_config["Mounts"] = [_moved_mount(mount, moved) for mount in _list(host_config.get("Mounts"))]
+    volumes = {place.name for place in spec.shared if place.kind == "volume"}
+    host_config["Binds"] = [_moved_bind(bind, moved, volumes) for bind in _list(host_config.get("Binds"))]
+    host_config["Mounts"] = [_moved_mount(mount, moved, volumes) for mount in _list(host_config.get("Mounts"))]
     endpoint = spec.networks.get(spec.network_mode)
     networking = {"EndpointsConfig": {spec.network_mode: endpoint}} if endpoint is not None else {}
     return {**config, "HostConfig": host_config, "NetworkingConfig": networking}
@@ -455,7 +465,11 @@ def _text_map(value: Any) -> dict[str, str]:
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _moved_bind(bind: Any, places: Mapping[str, str]) -> str:
+# Docker fills a volume that is empty at the creation of a container with what the image has at its place. That must not
+# happen to a share, which the source's container is still using: ``nocopy``.
+
+
+def _moved_bind(bind: Any, places: Mapping[str, str], shared_volumes: Set[str]) -> str:
     if not isinstance(bind, str):
         raise PermanentError("the container's specification has a bind that is no text")
     source, destination, options = _bind_parts(bind)
@@ -464,11 +478,15 @@ def _moved_bind(bind: Any, places: Mapping[str, str]) -> str:
     target = places.get(source, source)
     if ":" in target:
         raise PermanentError(f"Docker cannot bind a path with a colon: {target!r}")
+    if source in shared_volumes and "nocopy" not in options.split(","):
+        options = f"{options},nocopy" if options else "nocopy"
     return f"{target}:{destination}" + (f":{options}" if options else "")
 
 
-def _moved_mount(mount: Any, places: Mapping[str, str]) -> Any:
+def _moved_mount(mount: Any, places: Mapping[str, str], shared_volumes: Set[str]) -> Any:
     if not isinstance(mount, dict):
         raise PermanentError("the container's specification has a mount that is no object")
     source = mount.get("Source")
+    if source in shared_volumes:
+        mount = {**mount, "VolumeOptions": {**(mount.get("VolumeOptions") or {}), "NoCopy": True}}
     return {**mount, "Source": places.get(source, source)} if isinstance(source, str) else mount

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hostd.docker_json import ContainerView, MountView, VolumeView
@@ -42,16 +42,19 @@ class Findings:
         self.refusals: list[str] = []
 
 
-def source_findings(container: ContainerView, volumes: Mapping[str, VolumeView] | None = None) -> Findings:
+def source_findings(
+    container: ContainerView, volumes: Mapping[str, VolumeView] | None = None, shared: Container[str] = ()
+) -> Findings:
     """Everything about ``container`` that matters before a move.
 
-    ``volumes`` are its volumes by name, for their mount options; without them those go unchecked.
+    ``volumes`` are its volumes by name, for their mount options; without them those go unchecked. ``shared`` are the
+    destinations of its mounts on shared storage.
     """
     found = Findings()
     _supervision(container, found)
     _shared_namespaces(container, found)
     _devices_and_rights(container, found)
-    _mounts(container, volumes or {}, found)
+    _mounts(container, volumes or {}, shared, found)
     return found
 
 
@@ -111,10 +114,17 @@ def _devices_and_rights(container: ContainerView, found: Findings) -> None:
             found.warnings.append(f"the target needs the AppArmor profile of the source ({option})")
 
 
-def _mounts(container: ContainerView, volumes: Mapping[str, VolumeView], found: Findings) -> None:
+def _mounts(
+    container: ContainerView, volumes: Mapping[str, VolumeView], shared: Container[str], found: Findings
+) -> None:
     for mount in container.mounts or ():
         where = f"the mount at {mount.destination}"
         if mount.type in DATA_KINDS:
+            if mount.destination in shared:
+                found.warnings.append(
+                    f"{where} lies on shared storage: the target attaches the same, nothing is copied"
+                )
+                volumes = {name: volume for name, volume in volumes.items() if name != mount.name}
             found.refusals.extend(f"{where} {why}" for why in _mount_problems(mount, volumes))
             if mount.propagation not in (None, *PRIVATE_PROPAGATION):
                 found.warnings.append(
@@ -123,7 +133,7 @@ def _mounts(container: ContainerView, volumes: Mapping[str, VolumeView], found: 
                 )
         elif mount.type != "tmpfs":
             found.refusals.append(f"{where} is of the kind {mount.type!r}, which is not supported")
-    found.refusals.extend(_overlaps(container.mounts or ()))
+    found.refusals.extend(_overlaps([m for m in container.mounts or () if m.destination not in shared]))
 
 
 def _mount_problems(mount: MountView, volumes: Mapping[str, VolumeView]) -> Iterator[str]:
@@ -145,10 +155,10 @@ def _mount_problems(mount: MountView, volumes: Mapping[str, VolumeView]) -> Iter
         yield f"is a volume of the driver {mount.driver!r}; only the driver 'local' is supported"
     volume = volumes.get(mount.name or "")
     if volume is not None and volume.options:
-        options = ", ".join(f"{key}={value}" for key, value in sorted(volume.options.items()))
+        kind = volume.options.get("type", "")
         yield (
-            f"is a volume with mount options ({options}): its data may lie elsewhere, "
-            "so it is not copied; such volumes are not supported yet"
+            f"is a volume with mount options (of the type {kind!r}), so its data may lie anywhere; only volumes of a "
+            "type that the agent's setting shared_file_systems names can be attached on the target"
         )
 
 

@@ -123,9 +123,8 @@ class Telling:
             agent_version=importlib.metadata.version("cargo-migrate"),
             boot=self._bench.boot,
         )
-        containers = [
-            found for found in container_records(self._bench.engine, self._sizer) if valid_container_name(found.name)
-        ]
+        told = container_records(self._bench.engine, self._sizer, settings.shared_file_systems)
+        containers = [found for found in told if valid_container_name(found.name)]
         self._migrations = {found.id: found.migration for found in containers if found.migration}
         self._put(containers)
         self._registration.update(encode_host(record))

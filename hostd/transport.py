@@ -1,4 +1,4 @@
-"""The data plane's wire: one adapter for ssh, rsync and sshfs. The target pulls; nothing is ever pushed.
+"""The data plane's wire: one adapter for ssh, rsync and sshfs, and NFS in the latter's place. The target pulls; nothing is ever pushed.
 
 What it must never do: accept a host key that is not pinned, ask a person anything, hand a path to a shell, or
 call a transfer complete that rsync does not call complete. Everything that comes from the other side (exit
@@ -32,7 +32,8 @@ from pathlib import Path
 
 from events.errors import PermanentError, TransientError
 from events.schema import FileRef
-from hostd import mounts
+from hostd import mounts, nfs_client
+from hostd.nfs_client import Export, force_unmount, mount_export
 from hostd.peer import SETTING, Peer, ssh_config
 from hostd.process import (
     MAX_STDERR_BYTES,
@@ -368,8 +369,10 @@ class Transport:
 
     # --- the remote view -----------------------------------------------------------------------
 
-    def mount_remote(self, peer: Peer, tree: bytes | str, mountpoint: Path) -> None:
+    def mount_remote(self, peer: Peer, tree: bytes | str, mountpoint: Path, export: Export | None = None) -> None:
         """Show the peer's tree at ``mountpoint``, read-only, through sshfs. A dead earlier mount is replaced.
+
+        With ``export``, by NFS (``hostd/nfs_client.py``); all that follows holds for it too.
 
         Nothing is cached inside sshfs and attributes are asked anew each time, because the view is opened before
         the source stops and read after it: a remembered size would cut the contents short. (The lower layer
@@ -385,13 +388,18 @@ class Transport:
         with self._lock:
             mount_lock = self._peer_locks.setdefault(f"mount {mountpoint}", threading.Lock())
         with mount_lock:  # the fill and the supervision may both find it dead
-            self._mount_remote(peer, raw, mountpoint)
+            self._mount_remote(peer, raw, mountpoint, export)
 
-    def _mount_remote(self, peer: Peer, raw: bytes, mountpoint: Path) -> None:
+    def _mount_remote(self, peer: Peer, raw: bytes, mountpoint: Path, export: Export | None) -> None:
         if self.probe(mountpoint):
             return
         self.check(peer)  # also tells a changed key from an unreachable host, in words sshfs does not have
         self.unmount_remote(mountpoint, dead=True)
+        if export is not None:
+            mount_export(export, mountpoint)
+            if not self.probe(mountpoint):
+                raise TransientError(f"{export.source} is mounted by NFS, but does not answer")
+            return
         options = [
             "ro,allow_other,idmap=none,reconnect,dir_cache=no",
             "attr_timeout=0,ac_attr_timeout=0,entry_timeout=1,negative_timeout=0",
@@ -422,6 +430,9 @@ class Transport:
         ``dead``: it does not answer, or nobody needs it any more. Then its process is ended first, so that whoever
         hangs in it gets an error and lets go. Raises TransientError while it is in use.
         """
+        record = mounts.mount_at(mountpoint)
+        if dead and record is not None and record.kind in nfs_client.KINDS:
+            force_unmount(mountpoint, timeout_seconds=STOP_GRACE_SECONDS)
         name = mounts.resolved(mountpoint)
         processes = mounts.processes_with_argument(name, program=b"sshfs")
         deadline = time.monotonic() + (STOP_GRACE_SECONDS if dead else 0.0)
@@ -442,7 +453,7 @@ class Transport:
     def probe(mountpoint: Path, *, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> bool:
         """Whether a remote view is mounted there and its peer answers (D14). Asks in a child, which may hang."""
         record = mounts.mount_at(mountpoint)
-        if record is None or record.kind != "fuse.sshfs":
+        if record is None or record.kind not in ("fuse.sshfs", *nfs_client.KINDS):
             return False
         done = run(["stat", "--", str(mountpoint.absolute())], timeout_seconds=timeout_seconds)
         return done is not None and done.returncode == 0

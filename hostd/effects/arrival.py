@@ -14,6 +14,8 @@ from events.errors import PermanentError
 from events.schema import Mount
 from hostd.effects.base import Context
 from hostd.federation import Union
+from hostd.nfs_client import Export
+from hostd.nfs_server import share_of
 from hostd.peer import Peer
 from hostd.spec import MIGRATION_LABEL, SOURCE_LABEL
 
@@ -29,6 +31,21 @@ class Arrival:
 
     mount: Mount
     union: Union
+    number: int
+
+    def attach_remote(self, context: Context) -> None:
+        """Show the source's tree, by the transport that the source has prepared. Raises TransientError."""
+        self.union.attach_remote(
+            context.bench.transport, peer_of_source(context), self.mount.tree, export_of(context, self.number)
+        )
+
+
+def export_of(context: Context, number: int) -> Export | None:
+    """Where the source serves the tree of mount ``number`` by NFS; None when it is looked at through sshfs."""
+    prepared = context.view.source_prepared
+    if prepared.remote != "nfs":
+        return None
+    return Export(prepared.address, prepared.remote_port, share_of(number))
 
 
 def peer_of_source(context: Context) -> Peer:
@@ -55,7 +72,7 @@ def labels(context: Context) -> dict[str, str]:
 def arrivals(context: Context) -> list[Arrival]:
     """Every data mount, with its union. Volumes must exist by now."""
     return [
-        Arrival(mount, _union(context, mount, number))
+        Arrival(mount, _union(context, mount, number), number)
         for number, mount in enumerate(context.view.source_prepared.mounts)
     ]
 
@@ -65,7 +82,7 @@ def existing_arrivals(context: Context) -> list[Arrival]:
     found = []
     for number, mount in enumerate(context.view.source_prepared.mounts):
         if mount.kind == "bind" or context.bench.engine.volume_inspect(mount.name) is not None:
-            found.append(Arrival(mount, _union(context, mount, number)))
+            found.append(Arrival(mount, _union(context, mount, number), number))
     return found
 
 

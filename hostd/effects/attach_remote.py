@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hostd.effects.arrival import arrivals, existing_arrivals, peer_of_source
+from hostd.effects.arrival import arrivals, existing_arrivals
 from hostd.effects.base import Context, Effect, Outcome
 
 WITHOUT_UNION = ("precopy", "cold")
@@ -19,11 +19,10 @@ class AttachRemote(Effect):
     def run(self, context: Context) -> Outcome:
         if context.view.strategy in WITHOUT_UNION:
             return None
-        peer = peer_of_source(context)
         for arrival in arrivals(context):
             context.check_cancelled()
             if not arrival.mount.single_file and not arrival.union.state().settled:
-                arrival.union.attach_remote(context.bench.transport, peer, arrival.mount.tree)
+                arrival.attach_remote(context)
         return None
 
     def undo(self, context: Context) -> Outcome:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from events.errors import RefusedError
-from hostd.effects.arrival import bind_place, labels, our_container
+from hostd.effects.arrival import bind_place, export_of, labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import load_spec
+from hostd.effects.shared import bind_problems
 from hostd.inventory import port_problems
+from hostd.nfs_client import client_problem, try_export
+from hostd.shared_storage import volume_problem
 from hostd.spec import ContainerSpec
 from hostd.spec_rules import target_problems
 
@@ -41,7 +44,9 @@ class CheckTarget(Effect):
             reasons.append(f"there is a container {prepared.container_name!r} on {context.host} already")
         reasons += port_problems(engine, prepared.ports)
         reasons += _volume_problems(context)
+        reasons += _shared_problems(context, spec)
         reasons += _space_problems(context)
+        reasons += _remote_problems(context)
         if reasons:
             raise RefusedError(reasons)
         return None
@@ -72,6 +77,31 @@ def _volume_problems(context: Context) -> list[str]:
                 "it may hold somebody's data, so remove or rename it first"
             )
     return reasons
+
+
+def _shared_problems(context: Context, spec: ContainerSpec) -> list[str]:
+    """Volumes are tried once the container is there, by Docker itself (``create_container``)."""
+    reasons = bind_problems(context, spec)
+    for place in spec.shared:
+        volume = context.bench.engine.volume_inspect(place.name) if place.kind == "volume" else None
+        if volume is not None and (problem := volume_problem(place, volume.get("Options"))):
+            reasons.append(f"{context.host}: {problem}")
+    return reasons
+
+
+def _remote_problems(context: Context) -> list[str]:
+    """Each tree that the source serves by NFS is mounted once; with a client that is not there, or a firewall, nothing is."""
+    prepared = context.view.source_prepared
+    if prepared.remote != "nfs":
+        return []
+    if problem := client_problem():
+        return [f"{context.host}: {problem}"]
+    problems = []
+    for number, mount in enumerate(prepared.mounts):
+        export = export_of(context, number)
+        if export is not None and not mount.single_file:
+            problems.append(try_export(export, context.directory / "trial"))
+    return [f"{context.host}: {problem}" for problem in problems if problem]
 
 
 def _space_problems(context: Context) -> list[str]:

@@ -18,6 +18,8 @@ class CreateContainer(Effect):
     def run(self, context: Context) -> Outcome:
         spec = load_spec(context)
         container_id = context.bench.engine.create(spec.name, spec, labels=labels(context), restart_policy="no")
+        if any(place.kind == "volume" for place in spec.shared):
+            context.bench.engine.try_mounts(container_id)
         return {"container_id": container_id}
 
     def undo(self, context: Context) -> Outcome:

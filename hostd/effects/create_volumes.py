@@ -23,6 +23,9 @@ class CreateVolumes(Effect):
             if mount.kind == "volume":
                 own = spec.volume_labels.get(mount.name)
                 context.bench.engine.volume_create(mount.name, labels(context), own)
+        for place in spec.shared:
+            if place.kind == "volume":
+                context.bench.engine.volume_attach(place, labels(context))
         for arrival in arrivals(context):
             arrival.union.create()
             if not arrival.mount.single_file and not arrival.union.state().settled:
@@ -41,7 +44,19 @@ class CreateVolumes(Effect):
             if arrival.mount.kind == "volume":
                 _require_no_mounts(arrival.union.place.parent)
                 context.bench.engine.volume_remove(arrival.mount.name)
+        for shared in context.view.source_prepared.shared:
+            if shared.kind == "volume":
+                _forget_share(context, shared.name)
         return None
+
+
+def _forget_share(context: Context, name: str) -> None:
+    """Remove a volume that was made here for a share. What lies on the share is not touched: it is not mounted."""
+    volume = context.bench.engine.volume_inspect(name) or {}
+    theirs = volume.get("Labels") or {}
+    if all(theirs.get(key) == value for key, value in labels(context).items()):
+        _require_no_mounts(Path(volume["Mountpoint"]))
+        context.bench.engine.volume_remove(name)
 
 
 def _ours(context: Context, arrival: Arrival) -> bool:

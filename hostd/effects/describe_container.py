@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from events.errors import RefusedError
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome
+from hostd.effects.shared import shared_places
 from hostd.inventory import sharers_on
+from hostd.shared_storage import told
 from hostd.spec import ContainerSpec, from_inspect
 from hostd.spec_file import write_spec
 
@@ -36,6 +38,7 @@ class DescribeContainer(Effect):
             image,
             volumes=engine.volumes_of(inspected),
             networks=engine.networks(),
+            shared=shared_places(context, inspected),
             host_name=engine.info().host_name,
         )
         refusals += shared_volumes(context, spec)
@@ -50,6 +53,7 @@ class DescribeContainer(Effect):
             "image_id": spec.image_id,
             "image_tags": spec.image_tags,
             "mounts": spec.mounts,
+            "shared": told(spec.shared),
             "ports": spec.ports,
             "restart_policy": spec.restart_policy,
             "restart_max_retries": spec.restart_max_retries,

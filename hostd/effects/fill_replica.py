@@ -55,7 +55,7 @@ def _look_at_source(context: Context, wanted: list[tuple[Arrival, list[Placehold
     """What the container reads before it has arrived comes through a view, which may have died (D14)."""
     for arrival, holders in wanted:
         if holders and not arrival.mount.single_file:
-            arrival.union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
+            arrival.attach_remote(context)
 
 
 def _fill(context: Context, tally: _Tally, wanted: list[tuple[Arrival, list[Placeholder]]]) -> None:

@@ -12,9 +12,9 @@ from events.errors import RefusedError
 from events.schema import Mount
 from hostd import mounts
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.shared import moving_mounts
 from hostd.manifest import escape, unsupported, walk
 from hostd.placement import obstacles
-from hostd.spec import data_mounts
 
 MAX_REASONS = 20
 """Of a tree: a person mends the cause, not each of a million files."""
@@ -29,7 +29,7 @@ class MeasureMounts(Effect):
         inspected = context.bench.engine.inspect(context.view.requested.container_id) or {}
         measured = []
         reasons: list[str] = []
-        for mount in data_mounts(inspected):
+        for mount in moving_mounts(context, inspected):
             found, problems = _survey(context, mount)
             measured.append(found)
             reasons += problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hostd.effects.arrival import arrivals, existing_arrivals, peer_of_source
+from hostd.effects.arrival import arrivals, existing_arrivals
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.verification import mark_mount
 
@@ -27,7 +27,7 @@ class MountUnion(Effect):
                 union.place_plain()
                 continue
             if not state.placed and not state.remote:  # a reboot has taken it away
-                union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
+                arrival.attach_remote(context)
             union.mount_lower()
             union.mount_merged()
         return None

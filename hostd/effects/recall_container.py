@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from hostd.effects.arrival import our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.shared import flush_shared
 
 
 class RecallContainer(Effect):
@@ -14,7 +15,9 @@ class RecallContainer(Effect):
     name: ClassVar[str] = "recall_container"
 
     def run(self, context: Context) -> Outcome:
-        return {"exit_code": _stop(context), "address": context.bench.settings.address}
+        exit_code = _stop(context)
+        flush_shared(context)
+        return {"exit_code": exit_code, "address": context.bench.settings.address}
 
     def undo(self, context: Context) -> Outcome:
         """The source runs again: make sure once more that nothing runs here."""

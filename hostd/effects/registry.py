@@ -16,6 +16,7 @@ from hostd.effects.describe_container import DescribeContainer
 from hostd.effects.detach_remote import DetachRemote
 from hostd.effects.digest_trees import DigestTrees
 from hostd.effects.disarm_restart import DisarmRestart
+from hostd.effects.export_trees import ExportTrees
 from hostd.effects.fetch_spec import FetchSpec
 from hostd.effects.fill_replica import FillReplica
 from hostd.effects.fold_union import FoldUnion
@@ -66,6 +67,7 @@ _ALL: tuple[Effect, ...] = (
     DigestTrees(),
     VerifyTrees(),
     DetachRemote(),
+    ExportTrees(),
     RetireContainer(),
     GuardSource(),
     ReviveContainer(),

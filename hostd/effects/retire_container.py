@@ -6,6 +6,7 @@ import shutil
 from typing import ClassVar
 
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.export_trees import withdraw
 
 KEPT_SUFFIX = ".cargo-"
 
@@ -17,6 +18,7 @@ class RetireContainer(Effect):
 
     def run(self, context: Context) -> Outcome:
         prepared = context.view.source_prepared
+        withdraw(context)
         engine = context.bench.engine
         context.bench.guarded.pop(prepared.container_id, None)
         inspected = engine.inspect(prepared.container_id)

@@ -9,6 +9,7 @@ from typing import ClassVar
 from events.errors import PermanentError
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.carry_back import CARRY_STAGE
+from hostd.effects.export_trees import withdraw
 
 
 class ReviveContainer(Effect):
@@ -19,6 +20,7 @@ class ReviveContainer(Effect):
     def run(self, context: Context) -> Outcome:
         prepared = context.view.source_prepared
         engine = context.bench.engine
+        withdraw(context)
         context.bench.guarded.pop(prepared.container_id, None)
         if engine.inspect(prepared.container_id) is None:
             raise PermanentError(

@@ -10,6 +10,7 @@ from hostd.effects.arrival import labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import load_spec
 from hostd.effects.mount_union import MountUnion
+from hostd.effects.shared import require_binds
 from hostd.spec import missing_ports, port_bindings
 
 
@@ -23,6 +24,7 @@ class StartContainer(Effect):
         MountUnion().run(context)
         mounted = time.monotonic()
         spec = load_spec(context)
+        require_binds(context, spec)
         engine = context.bench.engine
         container_id = our_container(context)
         if container_id is None:

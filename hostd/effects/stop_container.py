@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from events.errors import PermanentError
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, stop_intended
+from hostd.effects.shared import flush_shared
 from hostd.openfiles import writable_files
 
 
@@ -28,6 +29,7 @@ class StopContainer(Effect):
             context.bench.open_files[context.migration] = writable_files(pid) if pid else {}
         result = engine.stop(prepared.container_id, context.view.requested.request.stop_timeout_seconds)
         _check_disarmed(context)
+        flush_shared(context)
         return {
             "exit_code": result.exit_code,
             "unclean": result.unclean,

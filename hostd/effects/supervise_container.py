@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from events.errors import TransientError
-from hostd.effects.arrival import arrivals, our_container, peer_of_source
+from hostd.effects.arrival import arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.fetch_spec import load_spec
+from hostd.effects.shared import require_binds
 
 RESTART_DELAY_SECONDS = 1.0
 """Between two starts of a container that ends by itself, so that a crash loop does not eat the host."""
@@ -38,6 +40,8 @@ class SuperviseContainer(Effect):
         _mount_again(context)
         if not should_run(context, container_id, inspected["State"]):
             return None
+        if context.view.source_prepared.shared:
+            require_binds(context, load_spec(context))
         context.log.warning("starting the container again", exit_code=inspected["State"].get("ExitCode"))
         engine.start(container_id)
         context.poke_after = RESTART_DELAY_SECONDS
@@ -50,7 +54,7 @@ def _mount_again(context: Context) -> None:
         if state.settled or arrival.mount.single_file or (state.placed and arrival.union.serves()):
             continue
         if arrival.union.fill_list():
-            arrival.union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
+            arrival.attach_remote(context)
         arrival.union.mount_lower()
         arrival.union.mount_merged()
 
@@ -62,7 +66,7 @@ def _repair_views(context: Context) -> None:
         if arrival.mount.single_file or not union.state().placed or not union.remaining(first_only=True):
             continue
         try:
-            union.attach_remote(context.bench.transport, peer_of_source(context), arrival.mount.tree)
+            arrival.attach_remote(context)
         except TransientError as error:
             context.log.warning("reads of what has not arrived wait for the source", reason=str(error))
             context.poke_after = REPAIR_DELAY_SECONDS

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.spec import data_mounts
+from hostd.effects.shared import moving_mounts
 from hostd.tracker import Tracker
 
 
@@ -17,7 +17,7 @@ class TrackChanges(Effect):
 
     def run(self, context: Context) -> Outcome:
         inspected = context.bench.engine.inspect(context.view.requested.container_id) or {}
-        for mount in data_mounts(inspected):
+        for mount in moving_mounts(context, inspected):
             ensure_tracker(context, mount.destination, mount.tree)
             context.check_cancelled()
         return None

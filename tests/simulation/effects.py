@@ -231,6 +231,31 @@ def measure_mounts(ctx: Ctx) -> Performance:
     return {"mounts": (mount,)}
 
 
+def export_trees(ctx: Ctx) -> Performance:
+    prepared = "source_prepared" in ctx.view.facts
+    yield
+    if (ctx.view.source_prepared.remote if prepared else ctx.view.request.remote) != "nfs":
+        return None
+    if not ctx.view.requested.target_address:
+        raise RefusedError(["the target's address is not in the history"])
+    ctx.files["nfs"] = True
+    yield
+    ctx.host.exports.add(ctx.migration)
+    yield
+    return {"remote": "nfs", "remote_port": 20490}
+
+
+def withdraw(ctx: Ctx) -> None:
+    ctx.host.exports.discard(ctx.migration)
+    ctx.host.files.get(ctx.migration, {}).pop("nfs", None)
+
+
+def export_trees_undo(ctx: Ctx) -> Performance:
+    withdraw(ctx)
+    yield
+    return None
+
+
 def tracker_arm(tracker: Tracker, generation: int) -> tuple[set[str], bool]:
     """What the generation before saw, and whether that can be trusted."""
     if tracker.before is not None and tracker.generation == generation:
@@ -380,6 +405,7 @@ def guard_source_undo(ctx: Ctx) -> Performance:
 
 def retire_container(ctx: Ctx) -> Performance:
     ctx.agent.guarded.pop(ctx.view.source_prepared.container_id, None)
+    withdraw(ctx)
     container = ctx.source_container()
     yield
     if ctx.view.requested.request.on_release == "remove":
@@ -453,6 +479,7 @@ def revive_container(ctx: Ctx) -> Performance:
     container = ctx.source_container()
     if container is None:
         raise PermanentError("the container that was kept is gone; its data is here, so create it by hand")
+    withdraw(ctx)
     container.name = prepared.container_name
     yield
     ctx.docker()
@@ -628,9 +655,16 @@ def attach_remote(ctx: Ctx) -> Performance:
     ctx.check_cancelled()
     union = ctx.union()
     if not union.settled and not union.remote:
-        ctx.need_link()
-        union.remote = True
+        look_at_source(ctx, union)
     return None
+
+
+def look_at_source(ctx: Ctx, union: Union) -> None:
+    ctx.need_link()
+    source = ctx.request_source
+    if ctx.view.source_prepared.remote == "nfs" and not (source.up and ctx.migration in source.exports):
+        raise TransientError("the source does not serve its tree by NFS")
+    union.remote = True
 
 
 def unmount_all(ctx: Ctx, union: Union) -> None:
@@ -703,8 +737,7 @@ def mount(ctx: Ctx) -> None:
         fold(volume, union)
         return
     if not union.merged and not union.remote:
-        ctx.need_link()
-        union.remote = True
+        look_at_source(ctx, union)
     union.merged = True
 
 
@@ -755,8 +788,7 @@ def mount_again(ctx: Ctx, union: Union) -> None:
     if union.settled or union.merged:
         return
     if union.fill_list() and not union.remote:
-        ctx.need_link()
-        union.remote = True
+        look_at_source(ctx, union)
     union.merged = True
 
 
@@ -905,7 +937,7 @@ RUN: dict[str, Callable[[Ctx], Performance]] = {
         create_container, create_networks, pack_image, arm_tracking, pull_round, attach_remote, vouch_for_tracking, disarm_restart, stop_container,
         publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees,
         verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,
-        fold_union, carry_back,
+        fold_union, carry_back, export_trees,
     )
 }  # fmt: skip
 """What an effect's ``run`` does."""
@@ -916,6 +948,7 @@ UNDO: dict[str, Callable[[Ctx], Performance]] = dict.fromkeys(RUN, nothing) | {
     "disarm_restart": disarm_restart_undo,
     "stop_container": stop_container_undo,
     "guard_source": guard_source_undo,
+    "export_trees": export_trees_undo,
     "create_volumes": create_volumes_undo,
     "create_container": create_container_undo,
     "attach_remote": unmount_undo,

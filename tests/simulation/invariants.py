@@ -59,6 +59,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "detach_remote": ("fill_finished", "source_digested"),
     "retire_container": ("verified", "release_ordered"),
     "guard_source": ("source_stopped",),
+    "export_trees": ("prepare_ordered",),
     "recall_container": ("rollback_ordered",),
     "list_changes": ("rollback_ordered",),
     "fold_union": ("completed",),
@@ -414,6 +415,7 @@ class Checker:
         left = [f"the container {c.name}" for c in host.containers.values() if c.label == migration]
         left += [f"the volume {name}" for name, volume in host.volumes.items() if volume.label == migration]
         left += ["files of the agent"] if migration in host.files else []
+        left += ["an NFS server"] if migration in host.exports else []
         if left:
             raise ViolationError("P11", f"{migration} left on {host.name}: {', '.join(left)}")
 

@@ -409,6 +409,8 @@ class Simulation:
             "max_rounds": self.rng.choice((1, 2, 5)),
             "on_release": self.on_release or self.rng.choice(("keep", "keep", "remove")),
             "strategy": self.strategy or self.rng.choice(STRATEGIES),
+            # Not drawn: what a seed does otherwise stays as it was.
+            "remote": ("sshfs", "nfs")[(self.seed + self.requests) % 2],
         }
         if self.rng.random() < 0.2:
             body["downtime_budget_seconds"] = self.rng.choice((1.0, 30.0))

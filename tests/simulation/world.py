@@ -108,6 +108,8 @@ class Host:
         self.files: dict[str, dict[str, Any]] = {}
         self.trackers: dict[str, Tracker] = {}
         """Of the agent's present life, by migration."""
+        self.exports: set[str] = set()
+        """Migrations whose trees an NFS server of this host shows to the target."""
         self.image = True
         """The container's image is here."""
 
@@ -156,6 +158,7 @@ class Host:
         """Everything that is not on disk is gone."""
         self.up = False
         self.trackers.clear()
+        self.exports.clear()
         for container in self.containers.values():
             if container.running:
                 self.stop(container, manually=False, exit_code=137)

@@ -43,7 +43,7 @@ VOLUMES = "/var/lib/docker/volumes"
 EVENT_SECONDS = 45.0
 END_SECONDS = 60.0
 INBOX_SECONDS = 10.0
-TOOLS = ("sshfs", "rsync")
+TOOLS = ("sshfs", "rsync", "ganesha.nfsd")
 STRAIGHT = (
     "requested",
     "prepare_ordered",
@@ -280,7 +280,7 @@ class Fleet:
         for line in Path(f"/proc/{where.pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
             left, _, right = line.partition(" - ")
             point, kind, origin = left.split(" ")[4], right.split(" ")[0], right.split(" ")[1]
-            if "cargo-union" in origin or kind in ("fuse.sshfs", "fuse.cargo") or "/.cargo-" in point:
+            if "cargo-union" in origin or kind in ("fuse.sshfs", "fuse.cargo", "nfs4") or "/.cargo-" in point:
                 found.append(f"{point} ({kind})")
         return found
 
