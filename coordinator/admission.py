@@ -35,6 +35,8 @@ class World:
     """By host, then by container name. Only the hosts of the request need be there."""
     active: Mapping[str, str] = field(default_factory=dict)
     """Container id → id of the migration that is moving it."""
+    federated_by: str = ""
+    """The migration that brought the container to the source of the request, and that still keeps it on a union."""
     unreadable: tuple[str, ...] = ()
     """Records of the hosts concerned that could not be understood, in words."""
 
@@ -179,6 +181,14 @@ def _check_source(request: Request, container: ContainerRecord, world: World, re
     if container.id in world.active:
         reasons.append(
             f"the container {request.container!r} is being moved already, by migration {world.active[container.id]}"
+        )
+    if world.federated_by:
+        # At the container's next stop that migration folds its union, which would be this one's stop: the frozen source
+        # would be changed while it is read.
+        reasons.append(
+            f"the container {request.container!r} still belongs to the migration {world.federated_by}, which brought it "
+            f"to {request.source} and has not been finalised: put the control `finalise` for {world.federated_by} "
+            "first, which restarts the container once, and then ask again under another name"
         )
     reasons.extend(container.refusals)
     reasons.extend(

@@ -274,8 +274,15 @@ class Service:
             for other, head in self._heads.items()
             if head.container_id and not head.terminal and other != request_id
         }
-        world = admission.World(hosts, containers, active, tuple(unreadable))
+        found = containers.get(request.source, {}).get(request.container)
+        federated_by = self._federated_by(found.migration) if found is not None else ""
+        world = admission.World(hosts, containers, active, federated_by, tuple(unreadable))
         return admission.examine(request_id, raw, world)
+
+    def _federated_by(self, migration: str) -> str:
+        """``migration``, if it still supervises the container that it has made."""
+        head = self._store.head(migration) if valid_migration_id(migration) else None
+        return migration if head is not None and head.phase in ("completed", "finalise") else ""
 
     def _hosts(self) -> dict[str, HostRecord]:
         hosts: dict[str, HostRecord] = {}

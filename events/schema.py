@@ -82,7 +82,12 @@ class Mount(Data, frozen=True, kw_only=True):
     single_file: bool = False
     """The bind is of one file, which no union can carry: it is copied as a whole."""
     size_bytes: int = 0
+    """Apparent: what there is to transfer and to compare."""
     files: int = 0
+    allocated_bytes: int = 0
+    """What it takes on a disk: sparse files count what they hold. 0 with ``entries`` 0 in older histories."""
+    entries: int = 0
+    """Of every kind, directories included: what it takes in inodes."""
 
 
 class SharedMount(Data, frozen=True, kw_only=True):

@@ -196,6 +196,7 @@ class Union:
         if not mounts.is_mounted(self.stage / "merged") and not self._lower.serves():
             self._lower.end()
             self._lower.start()
+        self._lower.keep()
 
     def apply(self, entries: Iterable[Entry], *, everything: bool = False) -> Applied:
         """Apply the dirty manifest to ``upper_tree`` (``placement.apply``), durably; harmless when repeated.
@@ -223,6 +224,7 @@ class Union:
         Only once the source is frozen: from here on it is remembered. A union whose server has died is taken down,
         if the container does not run. Raises PermanentError, TransientError.
         """
+        self._lower.keep()
         serves = self._lower.serves()
         stands = mounts.is_mounted(self.stage / "merged")
         if serves and (stands or not self._lower.has_looked_elsewhere(self._placeholders_file)):
@@ -231,6 +233,7 @@ class Union:
             self._unmount_union()
         self._lower.end()
         self._lower.start()
+        self._lower.keep()
 
     def prune(self, entries: Iterable[Entry]) -> int:
         """Before a round that pulls only what a manifest lists: remove what the manifest says is gone.
@@ -270,6 +273,14 @@ class Union:
     def serves(self) -> bool:
         """Whether the lower layer is served. A union on a dead server shows errors; ``mount_lower`` mends it."""
         return self._lower.serves()
+
+    def keep_served(self) -> bool:
+        """See that the lower layer outlives its server (``LowerProcess.keep``). Returns whether it had to be revived."""
+        return not self.single_file and self._lower.keep()
+
+    def given_up(self) -> bool:
+        """Whether the kernel has ended the lower layer: what was not read before can be read only through another."""
+        return self._lower.given_up()
 
     def state(self) -> UnionState:
         """Look. Never touches the inside of a mount."""

@@ -18,6 +18,7 @@ import errno
 import os
 import stat
 import struct
+import sys
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -79,34 +80,41 @@ class Question:
     opcode: int
     node: int
     body: bytes
+    raw: bytes = b""
+    """The whole message."""
 
 
 class Connection:
-    """One mounted file system. Safe to use from many threads."""
+    """One mounted file system. Safe to use from many threads, and in every process that has its descriptor."""
 
-    def __init__(self, source: str, kind: str, mountpoint: bytes) -> None:
-        """Mount it, read-only, for every user. Raises OSError."""
-        self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        options = f"fd={self._device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    def __init__(self, device: int) -> None:
+        """``device`` is a descriptor of ``/dev/fuse`` on which a file system is mounted."""
+        self._device = device
+
+    @classmethod
+    def mount(cls, source: str, kind: str, mountpoint: bytes) -> Connection:
+        """Mount one, read-only, for every user. Raises OSError."""
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
         flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
         if _libc.mount(source.encode(), mountpoint, f"fuse.{kind}".encode(), flags, options) != 0:
             code = ctypes.get_errno()
-            os.close(self._device)
+            os.close(device)
             raise OSError(code, os.strerror(code))
+        return cls(device)
 
-    def ask(self, buffer: bytearray) -> Question | None:
-        """The next question; None when the file system has been unmounted. Blocks."""
+    def ask(self, buffer: memoryview) -> Question | None:
+        """The next question, which stays in ``buffer``; None when the file system has been unmounted. Blocks."""
         while True:
             try:
-                length = os.readv(self._device, [buffer])
+                os.readv(self._device, [buffer])
             except OSError as error:
                 if error.errno in {errno.ENODEV, errno.ECONNABORTED}:
                     return None
                 if error.errno in {errno.ENOENT, errno.EINTR, errno.EAGAIN}:
                     continue  # the asker was gone before its question was read
                 raise
-            _, opcode, number, node, *_ = _IN.unpack_from(buffer)
-            return Question(number, opcode, node, bytes(buffer[_IN.size : length]))
+            return question_in(buffer)
 
     def answer(self, question: Question, *pieces: bytes) -> None:
         """Give what was asked for."""
@@ -125,6 +133,18 @@ class Connection:
             except OSError as error:
                 if error.errno != errno.ENODEV:
                     raise
+
+
+def length_of(message: memoryview) -> int:
+    """Of the question in a piece of memory; 0 when there is none."""
+    return int.from_bytes(message[0:4], sys.byteorder)
+
+
+def question_in(message: memoryview) -> Question:
+    """The question that begins a piece of memory."""
+    raw = bytes(message[: length_of(message)])
+    _, opcode, number, node, *_ = _IN.unpack_from(raw)
+    return Question(number, opcode, node, raw[_IN.size :], raw)
 
 
 def greeting(question: Question) -> bytes:

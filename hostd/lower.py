@@ -1,13 +1,16 @@
 """The lower layer of one union: a small read-only file system, served by a process of its own.
 
-    python -m hostd.lower STAGE fsname=cargo-lower-… patience=600
+    python -m hostd.lower STAGE fsname=cargo-lower-… patience=600 [device=… pending=…]
 
 It shows exactly the files that are listed in ``STAGE/placeholders`` (path and size), below ``STAGE/lower``: their
 contents come from ``STAGE/replica`` or ``STAGE/remote``, see ``hostd/lower_contents.py``. Names, sizes and inode
 numbers never change for as long as it is mounted, so the kernel may remember all of it, contents included.
 
-The process outlives the agent, as a container's data must: it has a session of its own, ignores the signals that
-end agents, and ends when its file system is unmounted. It may be started before the list is final, since nothing is
+It outlives the agent, as a container's data must: it has a session of its own, ignores the signals that end agents, and
+ends when its file system is unmounted. It is two processes: one serves, the other holds the file system's descriptor
+and the questions that wait for an answer (``hostd/fuse_pending.py``), and starts a new server when the first is
+killed. Readers then wait for a moment, and nothing else happens. The agent keeps the same descriptors, as a third
+(``hostd/lower_process.py``), and hands them to a new pair when both are gone: ``device=3 pending=4``. It may be started before the list is final, since nothing is
 remembered before the first look-up, which reads the list; whoever goes on then makes sure that it was the final one
 (``mark_of``). What it must never do: write anything but its log, or decide anything; who mounts and unmounts is ``hostd/lower_process.py``.
 """
@@ -27,8 +30,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from hostd.fuse_pending import Pending, clear
 from hostd.fuse_wire import (
-    BUFFER_BYTES,
     UNANSWERED,
     Connection,
     Opcode,
@@ -50,6 +53,10 @@ KIND = "cargo"
 LOG_FILE = "lower.log"
 MAX_LOG_BYTES = 1024 * 1024
 MAX_OPEN_FILES = 65536
+REVIVAL_SECONDS = 0.05
+"""Before a server that died is replaced; more when it dies again at once, so that no processor is eaten."""
+LONGEST_REVIVAL_SECONDS = 5.0
+LOOK_SECONDS = 0.5
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -103,10 +110,18 @@ def mark_of(status: os.stat_result) -> int:
 class Lower:
     """Answers the kernel's questions, from several threads."""
 
-    def __init__(self, stage: bytes, connection: Connection, contents: Contents, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        stage: bytes,
+        connection: Connection,
+        pending: Pending,
+        contents: Contents,
+        log: Callable[[str], None],
+    ) -> None:
         self._log = log
         self._list = os.path.join(stage, b"placeholders")
         self._connection = connection
+        self._pending = pending
         self._contents = contents
         self._listing: Listing | None = None
         self._mark = 0
@@ -121,21 +136,36 @@ class Lower:
             Opcode.DESTROY: connection.answer,
         }
 
-    def serve(self) -> None:
-        """Answer until the file system is unmounted."""
-        buffer = bytearray(BUFFER_BYTES)
-        while (question := self._connection.ask(buffer)) is not None:
-            if question.opcode in UNANSWERED:
-                continue
-            answer = self._answers.get(question.opcode)
+    def take_over(self) -> None:
+        """Answer what a server before this one was asked and may not have answered."""
+        for question in self._pending.left_over():
+            self._answer(question)
+
+    def serve(self, area: memoryview) -> None:
+        """Answer until the file system is unmounted. ``area`` is this thread's, to receive questions in."""
+        clear(area)
+        while (question := self._connection.ask(area)) is not None:
+            self._answer(question)
+            clear(area)
+
+    def _answer(self, question: Question) -> None:
+        """Have it answered, now or later; then it is kept until it is."""
+        answer = self._answers.get(question.opcode)
+        if question.opcode in UNANSWERED:
+            self._pending.forget(question)
+            return
+        try:
             if answer is None:
                 self._connection.fail(question, errno.ENOSYS)
-                continue
-            try:
+            else:
                 answer(question)
-            except (OSError, ValueError, LookupError, struct.error) as error:
-                self._log(f"question {question.opcode} about node {question.node} failed: {error!r}")
-                self._connection.fail(question, error.errno or errno.EIO if isinstance(error, OSError) else errno.EIO)
+        except (OSError, ValueError, LookupError, struct.error) as error:
+            self._log(f"question {question.opcode} about node {question.node} failed: {error!r}")
+            self._connection.fail(question, error.errno or errno.EIO if isinstance(error, OSError) else errno.EIO)
+        else:
+            if question.opcode == Opcode.READ:
+                return
+        self._pending.forget(question)
 
     def _loaded(self) -> Listing:
         if self._listing is not None:
@@ -188,7 +218,9 @@ class Lower:
                 self._connection.fail(question, errno.EIO)
             else:
                 self._connection.answer(question, data)
+            self._pending.forget(question)
 
+        self._pending.keep(question)
         self._contents.read(Read(listing.paths[question.node], size, offset, length, finished))
 
 
@@ -233,23 +265,79 @@ def _read_ahead_more(mountpoint: bytes) -> None:
         file.write(str(READ_AHEAD_KIB))
 
 
-def main(arguments: list[str]) -> None:
-    """Mount, and let the calling process end; serve until unmounted. Raises OSError when it cannot be mounted."""
-    stage, source, patience = arguments
-    raw = os.fsencode(stage)
-    mountpoint = os.path.join(raw, b"lower")
-    log = _logger(raw)
-    connection = Connection(source.removeprefix("fsname="), KIND, mountpoint)
-    _become_a_daemon()
-    contents = Contents(raw, patience_seconds=float(patience.removeprefix("patience=")), log=log)
-    lower = Lower(raw, connection, contents, log)
-    threads = [threading.Thread(target=lower.serve, daemon=True) for _ in range(SERVING_THREADS)]
+def _serve(stage: bytes, connection: Connection, pending: Pending, patience_seconds: float) -> None:
+    """Serve until unmounted."""
+    log = _logger(stage)
+    contents = Contents(stage, patience_seconds=patience_seconds, log=log)
+    lower = Lower(stage, connection, pending, contents, log)
+    lower.take_over()
+    threads = [threading.Thread(target=lower.serve, args=(area,), daemon=True) for area in pending.areas]
     for thread in threads:
         thread.start()
     threading.Thread(target=contents.watch, daemon=True).start()
-    _read_ahead_more(mountpoint)
+    _read_ahead_more(os.path.join(stage, b"lower"))
     for thread in threads:
         thread.join()
+
+
+def _hold(serve: Callable[[], None], log: Callable[[str], None]) -> None:
+    """Have it served by a child of this process, and by another one when that dies, until it is unmounted."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    pause_seconds = REVIVAL_SECONDS
+    while True:
+        began = time.monotonic()
+        server = os.fork()
+        if server == 0:
+            code = 1
+            try:
+                serve()
+                code = 0
+            except Exception as error:
+                log(f"the server failed: {error!r}")
+            finally:
+                os._exit(code)  # at once: a worker may still wait for a source that hangs
+        ended = _end_of(server)
+        if ended == 0:
+            return
+        lived_seconds = time.monotonic() - began
+        pause_seconds = REVIVAL_SECONDS if lived_seconds > 60 else min(pause_seconds * 2, LONGEST_REVIVAL_SECONDS)
+        log(f"the server ended ({ended}); readers wait for the next one")
+        time.sleep(pause_seconds)
+
+
+def _end_of(server: int) -> int | None:
+    """Wait until a child serves no more; its exit code, or None when threads of it still hang below the source's view.
+
+    A read of a source that is silent cannot be killed before its view is, and neither can its thread. All others have
+    ended by then, and so a new server can begin.
+    """
+    while True:
+        done, status = os.waitpid(server, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        with open(f"/proc/{server}/stat", "rb") as file:
+            if file.read().rpartition(b")")[2].split()[0] == b"Z":
+                return None
+        signal.sigtimedwait([signal.SIGCHLD], LOOK_SECONDS)
+
+
+def main(arguments: list[str]) -> None:
+    """Mount, and let the calling process end; serve until unmounted. Raises OSError when it cannot be mounted."""
+    stage, source, patience, *handed = arguments
+    raw = os.fsencode(stage)
+    log = _logger(raw)
+    if handed:
+        device, memory = (int(word.partition("=")[2]) for word in handed)
+        os.set_inheritable(device, False)
+        os.set_inheritable(memory, False)
+        connection, pending = Connection(device), Pending(SERVING_THREADS, memory)
+        log("both processes were gone; the agent has started them anew")
+    else:
+        pending = Pending(SERVING_THREADS)
+        connection = Connection.mount(source.removeprefix("fsname="), KIND, os.path.join(raw, b"lower"))
+    _become_a_daemon()
+    patience_seconds = float(patience.removeprefix("patience="))
+    _hold(lambda: _serve(raw, connection, pending, patience_seconds), log)
 
 
 if __name__ == "__main__":
@@ -258,4 +346,4 @@ if __name__ == "__main__":
     except OSError as error:
         sys.stderr.write(f"{error.strerror or error}\n")
         os._exit(1)
-    os._exit(0)  # at once: a worker may still wait for a source that hangs
+    os._exit(0)

@@ -97,7 +97,11 @@ def stop(process: subprocess.Popen[bytes], *, grace_seconds: float = STOP_GRACE_
 
 
 def run(
-    command: list[str] | list[str | bytes], *, timeout_seconds: float, working_directory: Path | None = None
+    command: list[str] | list[str | bytes],
+    *,
+    timeout_seconds: float,
+    working_directory: Path | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> subprocess.CompletedProcess[bytes] | None:
     """Run a short command to its end; None when it had to be killed. A daemon that it becomes goes on."""
     with tempfile.TemporaryFile() as stderr:
@@ -109,6 +113,7 @@ def run(
             stderr=stderr,
             env=environment(),
             start_new_session=True,
+            pass_fds=pass_fds,
         )
         try:
             code = process.wait(timeout=timeout_seconds)

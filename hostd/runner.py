@@ -56,6 +56,8 @@ __all__ = ["MAX_ATTEMPTS_BEFORE_CLAIM", "Runner", "RunnerPorts"]
 SUPERVISE = "supervise_container"
 EXCLUSIVE = frozenset({SUPERVISE, "recall_container", "fold_union"})
 """Effects that start or stop the container on the target: one at a time."""
+LOOK_SECONDS = 4.0
+"""How often what a running container reads through is looked after, during a step that may take hours."""
 
 
 @dataclass
@@ -96,6 +98,8 @@ class Runner:
         self._context: Context | None = None
         self._began = 0.0
         self._poke_at: float | None = None
+        self._supervised_at = time.monotonic()
+        self._supervisors = 0
 
     # --- waking --------------------------------------------------------------------------------
 
@@ -104,8 +108,12 @@ class Runner:
         with self._lock:
             if self._closing.is_set():
                 return
-            if poke:
+            due = self.view.state in self.plan.supervised and time.monotonic() - self._supervised_at > LOOK_SECONDS
+            idle = self._thread is None or not self._thread.is_alive()
+            if poke or (due and idle):
                 self._turns.rested = None
+            if due:
+                self._supervised_at = time.monotonic()
             self._woken.set()
             if self._thread is not None and self._thread.is_alive():
                 peek = bool(self._turns.busy_step)
@@ -117,8 +125,11 @@ class Runner:
                 return
         if peek:
             self._peek()
+            poke = poke or (due and not self._supervisors)
         if poke and self.view.state in self.plan.supervised:
-            threading.Thread(target=self._supervise, name=f"supervise:{self.migration}", daemon=True).start()
+            with self._lock:
+                self._supervisors += 1
+            threading.Thread(target=self._supervise_all_along, name=f"supervise:{self.migration}", daemon=True).start()
 
     def close(self, timeout_seconds: float) -> None:
         """Stop working: the step under way is cancelled, the stream tells the next life what to do."""
@@ -152,6 +163,13 @@ class Runner:
             return  # the working thread meets the same and reports it
         if self._turns.overtaken(decision):
             self._cancelled.set()
+
+    def _supervise_all_along(self) -> None:
+        try:
+            self._supervise()
+        finally:
+            with self._lock:
+                self._supervisors -= 1
 
     def _supervise(self) -> None:
         """While a long step runs: the container has changed, and must be kept running all the same.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from events.errors import RefusedError
+from events.errors import RefusedError, TransientError
 from hostd.effects.arrival import bind_place, export_of, labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import load_spec
@@ -13,11 +13,9 @@ from hostd.effects.shared import bind_problems
 from hostd.inventory import port_problems
 from hostd.nfs_client import client_problem, try_export
 from hostd.shared_storage import volume_problem
+from hostd.space import shortages
 from hostd.spec import ContainerSpec
 from hostd.spec_rules import target_problems
-
-SPACE_MARGIN = 1.1
-"""Beyond the data itself: blocks, directories, old versions kept as delta basis during the fill."""
 
 
 class CheckTarget(Effect):
@@ -105,13 +103,10 @@ def _remote_problems(context: Context) -> list[str]:
 
 
 def _space_problems(context: Context) -> list[str]:
-    free = context.bench.engine.disk_free()
+    volumes = Path(context.bench.engine.info().data_root) / "volumes"
     mounts = context.view.source_prepared.mounts
-    needed = int(sum(mount.size_bytes for mount in mounts) * SPACE_MARGIN)
-    files = int(sum(mount.files for mount in mounts) * SPACE_MARGIN)
-    reasons = []
-    if needed > free.free_bytes:
-        reasons.append(f"{context.host} has {free.free_bytes} bytes free, the data needs {needed}")
-    if free.free_inodes and files > free.free_inodes:
-        reasons.append(f"{context.host} has {free.free_inodes} inodes free, the data needs {files}")
-    return reasons
+    places = [(mount, bind_place(mount) if mount.kind == "bind" else volumes) for mount in mounts]
+    try:
+        return shortages(context.host, places)
+    except OSError as error:
+        raise TransientError(f"the free space of {context.host} is unknown: {error}") from error

@@ -13,6 +13,7 @@ from events.schema import Mount
 from hostd import mounts
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.shared import moving_mounts
+from hostd.inventory import TreeSize, measure_tree
 from hostd.manifest import escape, unsupported, walk
 from hostd.placement import obstacles
 
@@ -56,8 +57,13 @@ def _survey(context: Context, mount: Mount) -> tuple[Mount, list[str]]:
         if len(problems) < MAX_REASONS:
             found = dict.fromkeys((*unsupported([entry]), *obstacles([entry])))
             problems += [f"{mount.destination}: {why}" for why in found]
-    single_file = not os.path.isdir(tree)
-    return (
-        msgspec.structs.replace(mount, size_bytes=size_bytes, files=files, single_file=single_file),
-        problems[:MAX_REASONS],
+    on_disk = measure_tree(mount.tree, context.cancelled.is_set) or TreeSize(0, 0)
+    measured = msgspec.structs.replace(
+        mount,
+        size_bytes=size_bytes,
+        files=files,
+        allocated_bytes=on_disk.size_bytes,
+        entries=on_disk.files,
+        single_file=not os.path.isdir(tree),
     )
+    return measured, problems[:MAX_REASONS]

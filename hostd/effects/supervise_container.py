@@ -18,6 +18,8 @@ RESTART_DELAY_SECONDS = 1.0
 """Between two starts of a container that ends by itself, so that a crash loop does not eat the host."""
 REPAIR_DELAY_SECONDS = 5.0
 """Between two attempts to open the view of a source that cannot be reached."""
+PAUSED_FOR_REPAIR = "paused-for-repair"
+"""A file that says: the container was paused by us, because its data cannot be read before it is mounted anew."""
 
 
 class SuperviseContainer(Effect):
@@ -35,15 +37,18 @@ class SuperviseContainer(Effect):
         if inspected is None:
             return None
         if inspected["State"]["Running"]:
+            _keep_served(context, container_id)
             _repair_views(context)
             return None
         _mount_again(context)
-        if not should_run(context, container_id, inspected["State"]):
+        repaired = (context.directory / PAUSED_FOR_REPAIR).exists()
+        if not repaired and not should_run(context, container_id, inspected["State"]):
             return None
         if context.view.source_prepared.shared:
             require_binds(context, load_spec(context))
         context.log.warning("starting the container again", exit_code=inspected["State"].get("ExitCode"))
         engine.start(container_id)
+        (context.directory / PAUSED_FOR_REPAIR).unlink(missing_ok=True)
         context.poke_after = RESTART_DELAY_SECONDS
         return None
 
@@ -57,6 +62,36 @@ def _mount_again(context: Context) -> None:
             arrival.attach_remote(context)
         arrival.union.mount_lower()
         arrival.union.mount_merged()
+
+
+def _keep_served(context: Context, container_id: str) -> None:
+    """A6, D14: the server of a lower layer that died is replaced, and readers wait meanwhile.
+
+    If the kernel has given the file system up, because nobody was left who held it, only another one under another
+    union helps, and for that the container has to stop. It is paused, lest it act on errors, and a person decides
+    when. Raises TransientError, in words, as long as that is so.
+    """
+    broken = []
+    for arrival in arrivals(context):
+        union = arrival.union
+        if arrival.mount.single_file or not union.state().placed:
+            continue
+        if union.keep_served():
+            context.log.warning("the lower layer had died and is served again", mount=arrival.mount.destination)
+        if not union.serves() and union.given_up():
+            broken.append(arrival.mount.destination)
+    if not broken:
+        return
+    name = context.view.source_prepared.container_name
+    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (context.directory / PAUSED_FOR_REPAIR).touch()
+    context.bench.engine.pause(container_id)
+    context.poke_after = REPAIR_DELAY_SECONDS
+    raise TransientError(
+        f"what serves the data of {', '.join(broken)} that {name} has not written itself was killed, with all that "
+        f"could have brought it back. {name} is paused, so that it reads no errors; nothing of its data is lost. "
+        f"Stop it with `docker stop {name}` when that suits: it is mounted anew then, and started again by itself"
+    )
 
 
 def _repair_views(context: Context) -> None:

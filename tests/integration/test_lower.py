@@ -313,25 +313,120 @@ def test_the_server_outlives_the_agent_and_ends_with_the_mount_only(stand: Stand
     os.killpg(agent.pid, signal.SIGTERM)
     agent.wait()
     agent.stdout.close()
-    [server] = servers_of(stand)
-    os.kill(server, signal.SIGTERM)
-    os.kill(server, signal.SIGHUP)
+    servers = servers_of(stand)
+    for server in servers:
+        os.kill(server, signal.SIGTERM)
+        os.kill(server, signal.SIGHUP)
     assert (stand.place / "big").read_bytes() == noise(10)
-    assert servers_of(stand) == [server]
+    assert servers_of(stand) == servers
     stand.union.unmount_all()
     assert servers_of(stand) == []
     assert sshfs_of(stand) == []
     assert mounts.mounts_below(stand.base) == []
 
 
-def test_a_union_whose_server_was_killed_is_an_error_until_it_is_mounted_again(stand: Stand) -> None:
+@pytest.mark.parametrize("who", ["server", "holder"])
+def test_readers_notice_nothing_when_one_of_the_two_that_serve_is_killed(stand: Stand, who: str) -> None:
+    """A6: what was asked and not answered is answered by the next server, through descriptors and mappings too."""
+    federate(stand, {"big": noise(14), "small": noise(15, 5000), "later": noise(16)})
+    (stand.place / "written").write_bytes(b"by the container")
+    descriptor = os.open(stand.place / "big", os.O_RDONLY)
+    assert os.pread(descriptor, 1 << 20, 0) == noise(14)[: 1 << 20]
+    stand.link.sshd.freeze()
+    waiting = [Reader(lambda: rest_of(descriptor)), Reader((stand.place / "small").read_bytes)]
+    wait_for(lambda: "readers wait" in log_of(stand))
+    before = servers_of(stand)
+    [holder] = [pid for pid in before if parent_of(pid) not in before]
+    [server] = [pid for pid in before if pid != holder]
+    os.kill({"server": server, "holder": holder}[who], signal.SIGKILL)
+    if who == "server":
+        wait_for(lambda: "readers wait for the next one" in log_of(stand))
+    stand.link.sshd.thaw()
+    assert waiting[0].result() == noise(14)[1 << 20 :]
+    assert waiting[1].result() == noise(15, 5000)
+    assert (stand.place / "later").read_bytes() == noise(16)
+    assert (stand.place / "written").read_bytes() == b"by the container"
+    os.close(descriptor)
+    stand.union.unmount_all()
+    assert servers_of(stand) == []
+
+
+def test_a_server_that_is_killed_again_and_again_never_makes_a_read_fail(stand: Stand) -> None:
+    """A6: at any moment: between a question and its answer, and before the first one."""
+    files = {f"{number}": noise(100 + number, 300_000) for number in range(120)}
+    federate(stand, files)
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.is_set():
+            for pid in servers_of(stand):
+                if parent_of(pid) in servers_of(stand):
+                    os.kill(pid, signal.SIGKILL)
+            over.wait(0.1)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        readers = [
+            Reader(lambda part=part: b"".join((stand.place / f"{n}").read_bytes() for n in part))
+            for part in (range(start, 120, 4) for start in range(4))
+        ]
+        for start, reader in enumerate(readers):
+            assert reader.result() == b"".join(files[f"{number}"] for number in range(start, 120, 4))
+    finally:
+        over.set()
+        killer.join()
+    stand.union.unmount_all()
+    assert servers_of(stand) == []
+
+
+def test_when_both_that_serve_are_killed_readers_wait_for_the_agent_who_starts_them_anew(stand: Stand) -> None:
+    """A6: the agent keeps the file system's descriptor too."""
+    federate(stand, {"big": noise(17), "arrived": b"arrived"})
+    # The kernel has learnt by now that closing a file needs no answer. Here reader and agent are one process, and a
+    # child of it, which is to be the new server, closes what the reader has open.
+    assert (stand.place / "arrived").read_bytes() == b"arrived"
+    stand.link.sshd.freeze()
+    waiting = Reader((stand.place / "big").read_bytes)
+    wait_for(lambda: "readers wait" in log_of(stand))
+    kill_servers(stand)
+    other = Reader((stand.place / "arrived").read_bytes)
+    assert stand.union.keep_served(), "it was started anew"
+    assert stand.union.serves()
+    stand.link.sshd.thaw()
+    assert waiting.result() == noise(17)
+    assert other.result() == b"arrived"
+    assert not stand.union.keep_served()
+    assert len(servers_of(stand)) == 2
+    stand.union.unmount_all()
+    assert servers_of(stand) == []
+    assert mounts.mounts_below(stand.base) == []
+
+
+def parent_of(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(status.rpartition(b")")[2].split()[1])
+
+
+def kill_servers(stand: Stand) -> None:
+    before = servers_of(stand)
+    for pid in sorted(before, key=lambda pid: parent_of(pid) in before):  # who would start another one first
+        os.kill(pid, signal.SIGKILL)
+    assert mounts.wait_until_gone(before, timeout_seconds=10) == []
+    assert servers_of(stand) == []
+
+
+def test_a_union_that_nobody_serves_or_keeps_is_an_error_until_it_is_mounted_again(stand: Stand) -> None:
     """A6: never wrong data; and what the container wrote is there afterwards."""
     federate(stand, {"file": b"contents", "arrived": b"arrived"})
     (stand.place / "written").write_bytes(b"by the container")
     arrive(stand, "arrived")
-    for pid in servers_of(stand):
-        os.kill(pid, signal.SIGKILL)
-    assert mounts.wait_until_gone(servers_of(stand), timeout_seconds=10) == []
+    stand.union._lower._let_go()  # as if the agent had been killed as well
+    kill_servers(stand)
+    assert not stand.union.keep_served()
     assert not stand.union.serves()
     with pytest.raises(OSError):
         (stand.place / "file").read_bytes()

@@ -103,6 +103,11 @@ def test_a_container_that_is_being_moved_is_named_with_its_migration() -> None:
     assert "by migration web-6" in reasons(GOOD, world(active={WEB.id: "web-6"}))
 
 
+def test_a_container_that_still_stands_on_a_union_is_refused_with_what_to_do_first() -> None:
+    """F1: its stop would fold the union under the eyes of the next migration."""
+    assert "`finalise` for web-5" in reasons(GOOD, world(federated_by="web-5"))
+
+
 def test_a_taken_name_port_and_volume_on_the_target_are_all_listed() -> None:
     """F6, F7: collisions on the target are found before anything happens."""
     other = msgspec.structs.replace(WEB, id="o" * 64, mounts=())
