@@ -14,6 +14,7 @@ from hostd.effects.base import Context, Effect, Outcome
 
 RESTART_DELAY_SECONDS = 1.0
 """Between two starts of a container that ends by itself, so that a crash loop does not eat the host."""
+STOPPED_BY_US = "stopped-by-us"
 REPAIR_DELAY_SECONDS = 5.0
 """Between two attempts to open the view of a source that cannot be reached."""
 
@@ -33,15 +34,46 @@ class SuperviseContainer(Effect):
         if inspected is None:
             return None
         if inspected["State"]["Running"]:
-            _repair_views(context)
-            return None
+            if not _a_server_has_died(context):
+                _repair_views(context)
+                return None
+            # Every look at its data is an error by now, and a union can be mounted anew only without the container.
+            context.log.warning("the lower layer has died under the container, which is restarted on a new one")
+            note_our_stop(context)
+            engine.stop(container_id)
         _mount_again(context)
-        if not should_run(context, container_id, inspected["State"]):
+        if not (stopped_by_us(context) or should_run(context, container_id, inspected["State"])):
             return None
         context.log.warning("starting the container again", exit_code=inspected["State"].get("ExitCode"))
         engine.start(container_id)
+        forget_our_stop(context)
         context.poke_after = RESTART_DELAY_SECONDS
         return None
+
+
+def note_our_stop(context: Context) -> None:
+    """Evidence for the next life: it was us who stopped the container, so it has to run again."""
+    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (context.directory / STOPPED_BY_US).touch()
+
+
+def stopped_by_us(context: Context) -> bool:
+    """Whether ``note_our_stop`` has not been followed by a start."""
+    return (context.directory / STOPPED_BY_US).exists()
+
+
+def forget_our_stop(context: Context) -> None:
+    """It runs again."""
+    (context.directory / STOPPED_BY_US).unlink(missing_ok=True)
+
+
+def _a_server_has_died(context: Context) -> bool:
+    """D14: whether a union that the container stands on has lost the process that serves its lower layer."""
+    for arrival in arrivals(context):
+        state = arrival.union.state()
+        if not arrival.mount.single_file and state.placed and state.lower and not arrival.union.serves():
+            return True
+    return False
 
 
 def _mount_again(context: Context) -> None:
