@@ -155,10 +155,9 @@ class Service:
         with self._lock:
             known = self._runners.get(migration)
         if known is not None:
-            if known.finished:
-                self._forget(migration)
-                return None
-            return known
+            if not known.finished:
+                return known
+            self._forget(migration)
         try:
             events = self._store.read(migration)
         except SchemaError as error:
@@ -175,14 +174,26 @@ class Service:
             return self._runners.setdefault(migration, Runner(migration, plan, self._ports))
 
     def _forget(self, migration: str) -> None:
-        """The migration has ended for this host: its inbox pointer has done its work."""
+        """The migration is finished for this host, and costs it nothing from now on: no thread, no memory, no pointer.
+
+        A person may still roll it back; that puts a new pointer, and so does everything that was appended meanwhile.
+        """
         with self._lock:
-            self._runners.pop(migration, None)
-        self._journal.forget(migration)
+            runner = self._runners.pop(migration, None)
+        self._progress_at.pop(migration, None)
+        if runner is None:
+            return
+        runner.close(0)  # whoever holds it still and wakes it in this moment wakes nobody; the pointer stays then
+        key = self._keys.inbox_pointer(self._host, migration)
         try:
-            self._store.delete(self._keys.inbox_pointer(self._host, migration))
-        except StoreUnavailableError as error:
+            pointer = self._store.get(key)
+            news = not runner.ended and self._store.read(migration, after=runner.last)
+            if pointer is not None and not news:
+                self._store.delete(key, pointer.mod_revision)
+        except (StoreUnavailableError, SchemaError) as error:
             self._log.info("an inbox pointer stays until the next look", migration=migration, reason=str(error))
+        if runner.ended:
+            self._journal.forget(migration)
 
     def _place(self, container: str, record: PlacementRecord) -> None:
         """Say where a container lives. What a restart of the agent or a person's hand has lost is written again."""

@@ -28,15 +28,16 @@ def service(fleet: Fleet, name: str) -> Witness:
     return witness
 
 
-def dies_at(fleet: Fleet, name: str, dying: str, host: str, point: str) -> None:
-    """Bring a migration to a point and take the power from a host there."""
-    fleet.failpoints(f"hostd/{host}", f"{point}=pause")
+def dies_at(fleet: Fleet, name: str, dying: str, host: str, point: str, *, action: str = "pause") -> None:
+    """Bring a migration to a point and take the power from a host there. Unless it pauses there, it goes on failing."""
+    fleet.failpoints(f"hostd/{host}", f"{point}={action}")
     since = fleet.log_size(f"{host}.hostd")
     fleet.request(f"{name}-1", name)
     fleet.wait_step(f"{host}.hostd", f'"point": "{point}"', since, 40)
     fleet.lab.host(dying).power_cut()
     fleet.oracle.lost_power(dying)
-    fleet.store.delete(fleet.keys.failpoints(f"hostd/{host}"))
+    if action == "pause":
+        fleet.store.delete(fleet.keys.failpoints(f"hostd/{host}"))
 
 
 def boot(fleet: Fleet, host: str) -> None:
@@ -82,8 +83,8 @@ def test_a_source_that_dies_before_the_stop_takes_its_container_along_and_brings
 def test_a_source_that_dies_after_the_stop_leaves_the_container_down_until_it_is_back(fleet: Fleet) -> None:
     """A9, B2, P1: nobody else may start it, whatever the target has; a person is told so."""
     witness = service(fleet, "mid")
-    dies_at(fleet, "mid", "alpha", "beta", "target.attach_remote:before_effect")
-    fleet.wait_for("mid-1", "source_stopped", "step_failed", "abort_ordered")
+    dies_at(fleet, "mid", "alpha", "beta", "target.apply_dirty:before_effect", action="error(no link)")
+    fleet.wait_for("mid-1", "step_failed", "abort_ordered")
     said = why(fleet, "mid")["if_source_is_dead"]
     assert "alpha" in said
     assert "do not start anything from it" in said
