@@ -79,6 +79,11 @@ def _show_why(options: argparse.Namespace, answer: Why, heard: dict[str, bool | 
         out.print(f"  you    can say: {', '.join(answer.possible_controls)}", soft_wrap=True)
     elif ended:
         out.print("  you    need do nothing: it has ended", soft_wrap=True)
+    if ended:
+        return
+    for role, advice in (("source", answer.if_source_is_dead), ("target", answer.if_target_is_dead)):
+        if advice:
+            out.print(f"  if the {role} is dead: {printable(advice)}", soft_wrap=True)
 
 
 def _since(at: str) -> str:

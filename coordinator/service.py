@@ -136,7 +136,7 @@ class Service:
                     raise LostLeadershipError("the leadership key is not ours any more")
                 item = self._next(follower)
                 try:
-                    self._take(item)
+                    self._take(item, follower)
                     self._look_again()
                 except (StoreUnavailableError, TransientError) as error:
                     # The store does not answer, or a failpoint asked for an error: look at everything again.
@@ -148,7 +148,7 @@ class Service:
         item = follower.poll(GRACE_POLL_SECONDS if self._waiting else 1.0)
         return item if item is not None else Tick(follower.trouble)
 
-    def _take(self, item: Item) -> None:
+    def _take(self, item: Item, follower: Follower) -> None:
         match item:
             case Snapshot(prefix=prefix):
                 self._resync(prefix)
@@ -156,17 +156,17 @@ class Service:
                 for change in changes:
                     self._changed(change.key, change.value)
             case Tick():
-                self._look_around()
+                self._look_around(follower)
 
-    def _look_around(self) -> None:
+    def _look_around(self, follower: Follower) -> None:
         """Now and then: what a watch should have told, had it not been lost without a word."""
         if time.monotonic() < self._look_around_at:
             return
         began = time.monotonic()
         for migration in list(self._tracked):
             self._advance(migration)
-        self._resync(self._keys.requests)
-        self._resync(self._keys.controls)
+        for prefix in (self._keys.requests, self._keys.controls):
+            follower.expect(prefix, self._resync(prefix))
         ended = time.monotonic()
         self._look_around_at = ended + max(LOOK_AROUND_SECONDS, LOOK_AROUND_SHARE * (ended - began))
 
@@ -217,9 +217,12 @@ class Service:
             else:
                 return
 
-    def _resync(self, prefix: str) -> None:
+    def _resync(self, prefix: str) -> int:
         """Look at everything below ``prefix``. The follower's watch begins at the revision of its snapshot, so
-        what is read here after it came cannot miss anything that the watch does not tell."""
+        what is read here after it came cannot miss anything that the watch does not tell.
+
+        Returns the newest revision among requests or controls; 0 for histories, which are known one by one.
+        """
         if prefix == self._keys.migrations:
             result = self._store.heads()
             for where, why in result.broken.items():
@@ -228,12 +231,14 @@ class Service:
             for migration, head in result.heads.items():
                 if not head.terminal:
                     self._advance(migration)
-            return
-        for item in self._store.range(prefix):
+            return 0
+        found = self._store.range(prefix)
+        for item in found:
             if prefix == self._keys.requests:
                 self._request(item.key[len(prefix) :], item.value)
             else:
                 self._control(item.key[len(prefix) :], item.key)
+        return max((item.mod_revision for item in found), default=0)
 
     # --- requests ------------------------------------------------------------------------------
 

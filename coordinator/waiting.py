@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from coordinator import controls, lifecycle
 from coordinator.controls import CONTROLS, Control
+from coordinator.dead_hosts import if_source_is_dead, if_target_is_dead
 from coordinator.lifecycle import Lifecycle
 from coordinator.replay import AgentWalk, frames
 from events.schema import ControlRefused, Event, TargetAssertedOff
@@ -41,6 +42,9 @@ class Why:
     """Time of the event that brought the migration here, by its author's clock."""
     parties: tuple[Party, ...]
     possible_controls: tuple[str, ...]
+    if_source_is_dead: str = ""
+    if_target_is_dead: str = ""
+    """What a person may safely do then."""
 
 
 def explain(events: Sequence[Event]) -> Why:
@@ -56,7 +60,16 @@ def explain(events: Sequence[Event]) -> Why:
             break
         since = frame.event
     parties = list(_parties(state, last.agents, last.sentence))
-    return Why(state.state, last.sentence, since.seq, since.at, tuple(parties), _possible(state))
+    return Why(
+        state.state,
+        last.sentence,
+        since.seq,
+        since.at,
+        tuple(parties),
+        _possible(state),
+        if_source_is_dead(state),
+        if_target_is_dead(state),
+    )
 
 
 def _parties(state: Lifecycle, agents: Sequence[AgentWalk], sentence: str) -> list[Party]:

@@ -93,6 +93,14 @@ class Follower(ABC):
     def poll(self, timeout_seconds: float) -> Snapshot | Changes | None:
         """The next item, or None when none came in time."""
 
+    def expect(self, prefix: str, revision: int) -> None:
+        """Say that a read has shown ``revision`` below ``prefix``, every time one does.
+
+        A watch that goes on not telling it is alive and silent, which no keep-alive finds out (E13, E34). The default is
+        for stores that cannot lose anything.
+        """
+        return
+
     @abstractmethod
     def close(self) -> None:
         """Let go of connection and threads. Harmless when repeated."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby
@@ -30,6 +31,9 @@ QUEUED_ITEMS = 1000
 """What may wait for a slow consumer; beyond it the watch itself is made to wait."""
 QUEUE_POLL_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
+SILENT_SECONDS = 4.0
+"""A healthy watch tells within milliseconds what a read can show; one that is this late is begun anew at its cursor,
+which loses nothing, repeats nothing, and costs one call."""
 
 
 class Batch(NamedTuple):
@@ -87,6 +91,10 @@ class ResumingFollower(Follower):
         self._closing = threading.Event()
         self._session: WatchSession | None = None
         self._trouble = ""
+        self._doubts: dict[str, tuple[int, float]] = {}
+        """By prefix: a revision that a read has shown and the watch has not told, and since when (monotonic)."""
+        self._silent = ""
+        """Why the session is being ended by us, in words."""
         self._fatal: WrongClusterError | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow {prefixes[0]}", daemon=True)
         self._thread.start()
@@ -103,6 +111,23 @@ class ResumingFollower(Follower):
         if item is None and self._fatal is not None:
             raise self._fatal
         return item
+
+    def expect(self, prefix: str, revision: int) -> None:
+        told = self._cursors.get(prefix)
+        session = self._session
+        if session is None or told is None or told >= revision:
+            self._doubts.pop(prefix, None)
+            return
+        now = time.monotonic()
+        missed, since = self._doubts.setdefault(prefix, (revision, now))
+        if told >= missed:
+            self._doubts[prefix] = (revision, now)
+        elif now - since >= SILENT_SECONDS:
+            self._doubts.clear()
+            self._silent = (
+                f"a watch kept silent about revision {missed} of {prefix}, which a read has shown; watching anew"
+            )
+            session.close()
 
     def close(self) -> None:
         self.closed = True
@@ -134,7 +159,7 @@ class ResumingFollower(Follower):
                 self._offer(None)
                 return
             except StoreUnavailableError as error:
-                self._trouble = str(error)
+                self._trouble, self._silent = self._silent or str(error), ""
             finally:
                 if self._session is not None:
                     self._session.close()

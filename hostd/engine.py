@@ -76,13 +76,14 @@ class Engine(ContainerCalls, VolumeCalls):
         self.url = f"unix://{text}" if text.startswith("/") else text
         self.timeout_seconds = timeout_seconds
         self._local = threading.local()
-        self._clients: list[docker.APIClient] = []
+        self._clients: dict[threading.Thread, docker.APIClient] = {}
+        """One a thread, as the library's are not made for several. Threads come and go with every migration."""
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connections of all threads; the engine may be used again."""
         with self._lock:
-            clients, self._clients = self._clients, []
+            clients, self._clients = list(self._clients.values()), {}
             self._local = threading.local()
         for client in clients:
             client.close()
@@ -260,12 +261,23 @@ class Engine(ContainerCalls, VolumeCalls):
     def _client(self) -> docker.APIClient:
         client: docker.APIClient | None = getattr(self._local, "client", None)
         if client is None:
-            # "auto" asks the engine for its API version: what both sides know (F11).
-            client = docker.APIClient(base_url=self.url, version="auto", timeout=ceil(self.timeout_seconds))
+            client = self._inherited()
+            if client is None:
+                # "auto" asks the engine for its API version: what both sides know (F11).
+                client = docker.APIClient(base_url=self.url, version="auto", timeout=ceil(self.timeout_seconds))
             self._local.client = client
             with self._lock:
-                self._clients.append(client)
+                self._clients[threading.current_thread()] = client
         return client
+
+    def _inherited(self) -> docker.APIClient | None:
+        """The client of a thread that has ended, with its open connection. Those of all other such threads are closed."""
+        with self._lock:
+            ended = [thread for thread in self._clients if not thread.is_alive()]
+            clients = [self._clients.pop(thread) for thread in ended]
+        for spare in clients[1:]:
+            spare.close()
+        return clients[0] if clients else None
 
     def _forget_client(self) -> None:
         """After a broken connection negotiate anew: the engine may come back in another version."""
@@ -273,8 +285,8 @@ class Engine(ContainerCalls, VolumeCalls):
         if client is not None:
             del self._local.client
             with self._lock:
-                if client in self._clients:
-                    self._clients.remove(client)
+                if self._clients.get(threading.current_thread()) is client:
+                    del self._clients[threading.current_thread()]
             client.close()
 
     @contextlib.contextmanager

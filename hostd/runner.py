@@ -72,7 +72,7 @@ class RunnerPorts:
     progress: Callable[[str, dict[str, Any]], None]
     log: structlog.stdlib.BoundLogger
     ended: Callable[[str], None] = lambda _migration: None
-    """Told once when a migration has ended for this host."""
+    """Told when a migration is finished for this host."""
     journal: Journal | None = None
     """What this host has seen of each history; None keeps no such evidence."""
 
@@ -152,7 +152,12 @@ class Runner:
 
     @property
     def finished(self) -> bool:
-        """This host has nothing more to do for the migration, now or after a restart."""
+        """This host has nothing to do for the migration, now or after a restart, unless somebody appends to it."""
+        return self.view.state in self.plan.table.final
+
+    @property
+    def ended(self) -> bool:
+        """Nothing can be appended any more."""
         return self.view.state == "ended"
 
     def _peek(self) -> None:

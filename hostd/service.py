@@ -23,7 +23,7 @@ from events.leases import Registration
 from events.records import PlacementRecord, encode_placement
 from events.schema import Requested
 from events.stamp import Stamper
-from events.store import Changes, Item, Snapshot, Store, Tick
+from events.store import Changes, Follower, Item, Snapshot, Store, Tick
 from hostd import source, target
 from hostd.effects.base import Workbench
 from hostd.journal import Journal
@@ -85,13 +85,13 @@ class Service:
             faults = self._keys.failpoints(f"hostd/{self._host}")
             with self._store.follow((inbox, faults), stop=stop, tick_seconds=TICK_SECONDS) as follower:
                 for item in follower:
-                    self._take(item, inbox)
+                    self._take(item, inbox, follower)
         finally:
             self._close()
 
     # --- waking --------------------------------------------------------------------------------
 
-    def _take(self, item: Item, inbox: str) -> None:
+    def _take(self, item: Item, inbox: str, follower: Follower) -> None:
         match item:
             case Snapshot(prefix=prefix, items=items):
                 for pair in items:
@@ -102,7 +102,7 @@ class Service:
             case Tick(trouble=trouble):
                 if trouble:
                     self._log.warning("the bus is in trouble, holding", reason=trouble)
-                self._kick_all()
+                follower.expect(inbox, self._kick_all())
 
     def _woken(self, prefix: str, key: str, value: bytes | None, inbox: str) -> None:
         if prefix != inbox:
@@ -127,20 +127,21 @@ class Service:
         except CargoError as error:
             self._log.warning("failpoints not changed", reason=str(error))
 
-    def _kick_all(self) -> None:
-        """Look at everything without having been told (B9)."""
+    def _kick_all(self) -> int:
+        """Look at everything without having been told (B9). Returns the newest revision that the inbox shows, or 0."""
         try:
             faults = self._store.get(self._keys.failpoints(f"hostd/{self._host}"))
             pointers = self._store.range(self._keys.inbox(self._host))
         except StoreUnavailableError as error:
             self._log.warning("store unavailable, holding", reason=str(error))
-            return
+            return 0
         value = faults.value if faults is not None else b""
         if value != self._faults:
             self._set_failpoints(value)
         inbox = self._keys.inbox(self._host)
         for pointer in pointers:
             self._woken(inbox, pointer.key, pointer.value, inbox)
+        return max((pointer.mod_revision for pointer in pointers), default=0)
 
     def _container_changed(self, migration: str) -> None:
         """Docker told of a change to a container that a migration brought here."""
@@ -154,10 +155,9 @@ class Service:
         with self._lock:
             known = self._runners.get(migration)
         if known is not None:
-            if known.finished:
-                self._forget(migration)
-                return None
-            return known
+            if not known.finished:
+                return known
+            self._forget(migration)
         try:
             events = self._store.read(migration)
         except SchemaError as error:
@@ -174,14 +174,26 @@ class Service:
             return self._runners.setdefault(migration, Runner(migration, plan, self._ports))
 
     def _forget(self, migration: str) -> None:
-        """The migration has ended for this host: its inbox pointer has done its work."""
+        """The migration is finished for this host, and costs it nothing from now on: no thread, no memory, no pointer.
+
+        A person may still roll it back; that puts a new pointer, and so does everything that was appended meanwhile.
+        """
         with self._lock:
-            self._runners.pop(migration, None)
-        self._journal.forget(migration)
+            runner = self._runners.pop(migration, None)
+        self._progress_at.pop(migration, None)
+        if runner is None:
+            return
+        runner.close(0)  # whoever holds it still and wakes it in this moment wakes nobody; the pointer stays then
+        key = self._keys.inbox_pointer(self._host, migration)
         try:
-            self._store.delete(self._keys.inbox_pointer(self._host, migration))
-        except StoreUnavailableError as error:
+            pointer = self._store.get(key)
+            news = not runner.ended and self._store.read(migration, after=runner.last)
+            if pointer is not None and not news:
+                self._store.delete(key, pointer.mod_revision)
+        except (StoreUnavailableError, SchemaError) as error:
             self._log.info("an inbox pointer stays until the next look", migration=migration, reason=str(error))
+        if runner.ended:
+            self._journal.forget(migration)
 
     def _place(self, container: str, record: PlacementRecord) -> None:
         """Say where a container lives. What a restart of the agent or a person's hand has lost is written again."""

@@ -88,7 +88,7 @@ class Telling:
             elif event.kind == "container":
                 if event.action in MANUAL_ACTIONS:
                     stops[event.id] = now
-                elif event.action in ("start", "unpause"):
+                elif event.action in ("start", "unpause", "destroy"):
                     stops.pop(event.id, None)
                 moved_by = self._migrations.get(event.id) or self._bench.guarded.get(event.id)
                 # Docker writes "health_status: unhealthy" for an action.

@@ -8,11 +8,10 @@ from typing import ClassVar
 from events.schema import FinaliseOrdered
 from hostd.effects.arrival import Arrival, arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.effects.supervise_container import should_run
+from hostd.effects.supervise_container import forget_our_stop, note_our_stop, should_run, stopped_by_us
 from hostd.verification import keep_evidence
 
 LOOK_AGAIN_SECONDS = 30.0
-STOPPED_BY_US = "folding"
 
 
 class FoldUnion(Effect):
@@ -36,7 +35,7 @@ class FoldUnion(Effect):
             began = time.monotonic()
             if running:
                 assert container_id is not None
-                _note_stop(context)
+                note_our_stop(context)
                 context.bench.engine.stop(container_id)
             for arrival in federated:
                 _fold(arrival)
@@ -60,20 +59,13 @@ def _ordered(context: Context) -> bool:
     return isinstance(order, FinaliseOrdered) and order.stop_now
 
 
-def _note_stop(context: Context) -> None:
-    """Evidence for the next life: it was us who stopped the container, so it has to run again."""
-    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (context.directory / STOPPED_BY_US).touch()
-
-
 def _see_that_it_runs(context: Context, container_id: str) -> None:
     """After this nobody supervises the container any more, and Docker does not start what it did not see end."""
     engine = context.bench.engine
-    evidence = context.directory / STOPPED_BY_US
     state = (engine.inspect(container_id) or {}).get("State") or {}
-    if not state.get("Running") and (evidence.exists() or should_run(context, container_id, state)):
+    if not state.get("Running") and (stopped_by_us(context) or should_run(context, container_id, state)):
         engine.start(container_id)
-    evidence.unlink(missing_ok=True)
+    forget_our_stop(context)
 
 
 def _fold(arrival: Arrival) -> None:

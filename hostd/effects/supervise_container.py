@@ -16,6 +16,7 @@ from hostd.effects.shared import require_binds
 
 RESTART_DELAY_SECONDS = 1.0
 """Between two starts of a container that ends by itself, so that a crash loop does not eat the host."""
+STOPPED_BY_US = "stopped-by-us"
 REPAIR_DELAY_SECONDS = 5.0
 """Between two attempts to open the view of a source that cannot be reached."""
 PAUSED_FOR_REPAIR = "paused-for-repair"
@@ -41,16 +42,33 @@ class SuperviseContainer(Effect):
             _repair_views(context)
             return None
         _mount_again(context)
-        repaired = (context.directory / PAUSED_FOR_REPAIR).exists()
-        if not repaired and not should_run(context, container_id, inspected["State"]):
+        ours = (context.directory / PAUSED_FOR_REPAIR).exists() or stopped_by_us(context)
+        if not ours and not should_run(context, container_id, inspected["State"]):
             return None
         if context.view.source_prepared.shared:
             require_binds(context, load_spec(context))
         context.log.warning("starting the container again", exit_code=inspected["State"].get("ExitCode"))
         engine.start(container_id)
         (context.directory / PAUSED_FOR_REPAIR).unlink(missing_ok=True)
+        forget_our_stop(context)
         context.poke_after = RESTART_DELAY_SECONDS
         return None
+
+
+def note_our_stop(context: Context) -> None:
+    """Evidence for the next life: it was us who stopped the container, so it has to run again."""
+    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (context.directory / STOPPED_BY_US).touch()
+
+
+def stopped_by_us(context: Context) -> bool:
+    """Whether ``note_our_stop`` has not been followed by a start."""
+    return (context.directory / STOPPED_BY_US).exists()
+
+
+def forget_our_stop(context: Context) -> None:
+    """It runs again."""
+    (context.directory / STOPPED_BY_US).unlink(missing_ok=True)
 
 
 def _mount_again(context: Context) -> None:

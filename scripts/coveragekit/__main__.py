@@ -1,7 +1,8 @@
 """``scripts/coverage-of-faults``: rows of the fault catalogue, the tests that name them, and how those went.
 
 A test that checks a row begins its docstring with the row's id: ``D12: …`` or ``P6, B15: …``. Test files are parsed, never
-imported. With ``--results`` (what ``pytest --junitxml`` wrote) each row also says whether its tests passed.
+imported. Each row also says how its tests went when they last ran: ``scripts/test`` keeps what ``pytest --junitxml`` writes
+in ``build/test-results``, and ``--results`` names other such files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CATALOGUE = REPOSITORY.parent / "shared" / "FAULTS.md"
 """Where the catalogue lies in a full workspace; without it the list in ROWS is used."""
 ROWS = Path(__file__).with_name("rows.json")
+RESULTS = REPOSITORY / "build" / "test-results"
 PAGE = REPOSITORY / "docs" / "fault-coverage.md"
 MARK = re.compile(r"\s*([A-Z]\d{1,2}(?:(?:\s*[,/]\s*|\s+)[A-Z]\d{1,2})*)\s*:")
 ROW = re.compile(r"\|\s*([A-Z]\d{1,2})\s*\|\s*(.+?)\s*\|")
@@ -88,6 +90,14 @@ def results_in(file: Path) -> dict[tuple[str, str], str]:
     return found
 
 
+def last_results(files: list[Path]) -> dict[tuple[str, str], str]:
+    """How each test function went when it last ran. ``files`` in the order of the runs; a run of a part changes a part."""
+    found: dict[tuple[str, str], str] = {}
+    for file in files:
+        found |= results_in(file)
+    return found
+
+
 def page(rows: dict[str, str], tests: list[Checked], results: dict[tuple[str, str], str]) -> str:
     """The whole page."""
     by_row: dict[str, list[Checked]] = defaultdict(list)
@@ -96,11 +106,15 @@ def page(rows: dict[str, str], tests: list[Checked], results: dict[tuple[str, st
             by_row[row].append(test)
     covered = [row for row in rows if by_row[row]]
     marked = sum(1 for test in tests if test.rows)
+    went = [[results.get((test.file, test.name)) for test in by_row[row]] for row in covered]
+    passed = sum(1 for of_row in went if "passed" in of_row and "failed" not in of_row)
+    failed = sum(1 for of_row in went if "failed" in of_row)
+    ran = f" In the last runs here, tests of {passed} rows passed, and of {failed} some failed." if results else ""
     parts = [
         "# Faults, and the tests that check them\n",
         "Written by `scripts/coverage-of-faults`, which reads the docstrings of the tests. A row is a property (P), a fault",
         "(A to F, O) or a rule of etcd (E); a test that checks one names it first in its docstring.\n",
-        f"{len(covered)} of {len(rows)} rows are named by a test; {marked} of {len(tests)} tests name a row.\n",
+        f"{len(covered)} of {len(rows)} rows are named by a test; {marked} of {len(tests)} tests name a row.{ran}\n",
     ]
     for letter, title in GROUPS.items():
         own = [row for row in rows if row[0] == letter]
@@ -134,19 +148,30 @@ def main(arguments: list[str] | None = None) -> int:
         description="Lists which fault of the catalogue is checked by which test; writes docs/fault-coverage.md.",
     )
     parser.add_argument(
-        "--results", type=Path, metavar="XML", help="what `pytest --junitxml` wrote: adds how tests went"
+        "--results",
+        type=Path,
+        metavar="XML",
+        action="append",
+        help="what `pytest --junitxml` wrote, oldest first (default: what scripts/test has kept in build/test-results)",
     )
     parser.add_argument("--at-least", type=int, default=0, metavar="N", help="fail when fewer rows are covered")
-    parser.add_argument("--json", action="store_true", help="print row → tests, and write nothing")
+    parser.add_argument("--json", action="store_true", help="print row → test → last result, and write nothing")
     options = parser.parse_args(arguments)
     rows = known_rows()
     tests = checks_in(REPOSITORY / "tests")
     try:
-        results = results_in(options.results) if options.results else {}
+        results = last_results(options.results or sorted(RESULTS.glob("*.xml")))
     except (OSError, ElementTree.ParseError) as error:
-        print(f"scripts/coverage-of-faults: {options.results} cannot be read: {error}", file=sys.stderr)
+        print(f"scripts/coverage-of-faults: a file of results cannot be read: {error}", file=sys.stderr)
         return 2
-    by_row = {row: [f"{test.file}::{test.name}" for test in tests if row in test.rows] for row in rows}
+    by_row = {
+        row: {
+            f"{test.file}::{test.name}": results.get((test.file, test.name), "not run")
+            for test in tests
+            if row in test.rows
+        }
+        for row in rows
+    }
     covered = sum(1 for named in by_row.values() if named)
     if options.json:
         print(json.dumps(by_row, indent=2))

@@ -246,6 +246,9 @@ class _DeafFollower:
         item = self._real.poll(min(timeout_seconds, 0.01))
         return item if isinstance(item, Snapshot) else None
 
+    def expect(self, prefix: str, revision: int) -> None:
+        self._real.expect(prefix, revision)
+
 
 def test_what_a_watch_loses_without_a_word_is_found_by_looking_around(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch

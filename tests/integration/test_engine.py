@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import threading
 import time
@@ -483,6 +484,19 @@ def test_an_engine_that_is_away_is_a_passing_error_for_every_thread(tmp_path: Pa
     for thread in threads:
         thread.join()
     assert failures == [TransientError] * 3
+
+
+def test_threads_that_come_and_go_leave_no_connection_behind(engine: Engine) -> None:
+    """A13: an agent works for months, with a thread for each migration that has something to do."""
+
+    def ask_in_a_thread() -> int:
+        thread = threading.Thread(target=engine.ping)
+        thread.start()
+        thread.join()
+        return len(os.listdir("/proc/self/fd"))
+
+    first = ask_in_a_thread()
+    assert [ask_in_a_thread() for _ in range(5)] == [first] * 5
 
 
 # --- events ----------------------------------------------------------------------------------------------

@@ -380,6 +380,7 @@ class Fleet:
             self.failpoints(f"hostd/{host.spec.name}", "")
             if not host.running:
                 host.boot()
+            host.start_services()
         self.lab.start_agents()
 
     def _end_migrations(self) -> None:

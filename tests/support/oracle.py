@@ -59,17 +59,22 @@ class Oracle:
     def __init__(self, hosts: Iterable[Host]) -> None:
         self._hosts = {host.spec.name: host for host in hosts}
         self._moments: list[Moment] = []
+        self._heard_until: dict[str, float] = {}
+        """When each host was last listened to from, so that a daemon that was restarted repeats what it did meanwhile."""
         self._listeners: dict[str, subprocess.Popen[bytes]] = {}
         self._threads: list[threading.Thread] = []
         for name in self._hosts:
             self.resume(name)
 
     def resume(self, name: str) -> None:
-        """Listen to a host, from now on, unless that is so already."""
+        """Listen to a host again, from where listening ended, unless that is so already.
+
+        Hearing something twice does no harm: a moment has one time.
+        """
         known = self._listeners.get(name)
         if known is not None and known.poll() is None:
             return
-        since = f"{time.time():.9f}"
+        since = f"{self._heard_until.setdefault(name, time.time()):.9f}"
         line = ["docker", "events", "--since", since, "--format", "{{json .}}", "--filter", "type=container"]
         listener = self._hosts[name].popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._listeners[name] = listener
@@ -86,6 +91,7 @@ class Oracle:
     def _listen(self, name: str, listener: subprocess.Popen[bytes]) -> None:
         assert listener.stdout is not None
         for line in listener.stdout:
+            self._heard_until[name] = time.time()
             with contextlib.suppress(ValueError):
                 moment = moment_of(name, json.loads(line))
                 if moment is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coveragekit.__main__ import MARK, ROWS, catalogue, checks_in, known_rows, page, results_in
+from coveragekit.__main__ import MARK, ROWS, catalogue, checks_in, known_rows, last_results, page, results_in
 
 SUITE = '''
 def test_one():
@@ -68,3 +68,12 @@ def test_the_worst_case_of_a_test_counts(tmp_path: Path) -> None:
 def test_the_list_of_rows_is_complete_without_the_catalogue() -> None:
     assert ROWS.exists()
     assert len(known_rows()) > 120
+
+
+def test_what_ran_last_counts_and_a_run_of_a_part_leaves_the_rest(tmp_path: Path) -> None:
+    case = '<testsuite><testcase classname="tests.unit.test_x" name="{}">{}</testcase></testsuite>'
+    runs = [("test_a", "<failure/>"), ("test_b", ""), ("test_a", "")]
+    files = [tmp_path / f"{number}.xml" for number in range(len(runs))]
+    for file, (name, outcome) in zip(files, runs, strict=True):
+        file.write_text(case.format(name, outcome))
+    assert last_results(files) == {("tests/unit/test_x.py", name): "passed" for name in ("test_a", "test_b")}

@@ -1,0 +1,97 @@
+"""The way back: the container as it was, with what it wrote elsewhere, and no more than that on the link."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from events import schema
+from tests.support.fleet import Fleet, without_state
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
+
+GIGABYTES = int(os.environ.get("CARGO_ROLLBACK_GIGABYTES", "2"))
+OWN_BYTES = 10 * 1024 * 1024
+MEGABYTE = 1024 * 1024
+
+
+def as_configured(inspected: dict[str, Any]) -> dict[str, Any]:
+    """``docker inspect`` without what any stop and start changes: processes, sandboxes, and addresses that Docker picks."""
+    kept = without_state(inspected)
+    networks = kept["NetworkSettings"]["Networks"]
+    for endpoint in networks.values():
+        for changing in ("IPAddress", "MacAddress", "DNSNames"):
+            endpoint.pop(changing, None)
+    for changing in ("IPAddress", "MacAddress"):
+        kept["NetworkSettings"].pop(changing, None)
+    return kept
+
+
+def carried(fleet: Fleet, migration: str) -> schema.CarriedBack:
+    """What ``carried_back`` said."""
+    return next(event.data for event in fleet.events(migration) if isinstance(event.data, schema.CarriedBack))
+
+
+def test_a_container_is_on_its_source_again_exactly_as_it_was_configured(fleet: Fleet) -> None:
+    """P11, P12: the same container, with its policy, ports, networks and mounts, and its writes of meanwhile."""
+    network = fleet.docker["alpha"].networks.create("shop-net")
+    fleet.at_end(lambda: _remove_networks(fleet))
+    place = fleet.volume("alpha", "shop-data")
+    for name in ("kept", "gone", "old"):
+        (place / name).write_bytes(name.encode() * 1000)
+    made = fleet.sleeper(
+        "shop",
+        volumes={"shop-data": {"bind": "/data"}},
+        ports={"8080/tcp": 8080, "9000/udp": ("127.0.0.1", 9001)},
+        restart_policy={"Name": "on-failure", "MaximumRetryCount": 4},
+        environment={"MODE": "shop"},
+    )
+    network.connect(made, aliases=["counter"])
+    made.reload()
+    before = as_configured(made.attrs)
+    fleet.migrate("shop-1", "shop")
+    fleet.execute("beta", "shop", "cd /data; rm gone; mv old new; echo written > fresh")
+    fleet.control("shop-1", "rollback")
+    fleet.wait_end("shop-1", "rolled_back")
+    fleet.wait_running("alpha", "shop")
+    assert as_configured(fleet.present("alpha", "shop").attrs) == before
+    seen = fleet.execute("alpha", "shop", "cd /data; ls; cat fresh; [ $(wc -c < new) = 3000 ]")
+    assert seen.split() == ["fresh", "kept", "new", "written"]
+    fleet.assert_clean("beta", "shop-1")
+    fleet.assert_sound("shop-1")
+
+
+def _remove_networks(fleet: Fleet) -> None:
+    for client in fleet.docker.values():
+        for found in client.networks.list(names=["shop-net"]):
+            for attached in client.containers.list(all=True):
+                if "shop-net" in attached.attrs["NetworkSettings"]["Networks"]:
+                    found.disconnect(attached, force=True)
+            found.remove()
+
+
+@pytest.mark.long
+def test_rolling_back_moves_what_was_written_and_not_what_lies_there_already(fleet: Fleet) -> None:
+    """P12: 10 MB on top of gigabytes move about 10 MB."""
+    place = fleet.volume("alpha", "vast-data")
+    for number in range(GIGABYTES * 16):
+        block = os.urandom(MEGABYTE)
+        with (place / f"f{number:04}").open("wb") as file:
+            for _ in range(64):
+                file.write(block)
+    (place / "small").write_bytes(b"small" * 20_000)
+    fleet.sleeper("vast", volumes={"vast-data": {"bind": "/data"}})
+    fleet.request("vast-1", "vast", max_rounds=2)
+    fleet.wait_end("vast-1", "completed", timeout_seconds=900)
+    fleet.execute("beta", "vast", f"cd /data; head -c {OWN_BYTES} /dev/urandom > fresh; rm f0000; mv small moved")
+    digest = fleet.execute("beta", "vast", "sha256sum < /data/fresh")
+    fleet.control("vast-1", "rollback")
+    fleet.wait_end("vast-1", "rolled_back", timeout_seconds=600)
+    moved = carried(fleet, "vast-1").bytes_moved
+    print(f"rolled back {OWN_BYTES} bytes written on top of {GIGABYTES} GiB by moving {moved} bytes")
+    assert OWN_BYTES <= moved < 1.1 * OWN_BYTES
+    assert fleet.execute("alpha", "vast", "sha256sum < /data/fresh") == digest
+    fleet.execute("alpha", "vast", "cd /data; [ ! -e f0000 ]; [ ! -e small ]; [ -s moved ]")
+    fleet.assert_sound("vast-1")
