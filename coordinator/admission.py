@@ -65,6 +65,7 @@ _FIELDS: dict[str, _Field] = {
     "stop_timeout_seconds": _Field(lambda v: v is None or _is_int(0, 86400)(v), "a number of seconds from 0 to 86400"),
     "on_release": _Field(lambda v: v in ("keep", "remove"), "keep or remove"),
     "image": _Field(lambda v: v in ("transfer", "pull", "refuse"), "transfer, pull or refuse"),
+    "start": _Field(lambda v: v in ("warm", "cold"), "warm or cold"),
 }
 
 

@@ -64,6 +64,8 @@ class Request(Data, frozen=True, kw_only=True):
     """What becomes of the source's stopped container and volumes after the release."""
     image: Literal["transfer", "pull", "refuse"] = "transfer"
     """What to do about an image that the target lacks: bring it from the source, from its registry, or give up."""
+    start: Literal["warm", "cold"] = "warm"
+    """Whether the target may start the container up to its gate while the source still runs, where it can."""
 
 
 class Mount(Data, frozen=True, kw_only=True):
@@ -264,6 +266,9 @@ class TargetStarted(Data, frozen=True, kw_only=True):
     ports: tuple[PortBinding, ...] = ()
     milestones: dict[str, float] = {}
     """Seconds since the claim at which each part of the start was done."""
+    start: Literal["warm", "cold"] = "cold"
+    """Warm: the container had waited at its gate."""
+    why_cold: str = ""
 
 
 class HealthReported(Data, frozen=True, kw_only=True):

@@ -6,11 +6,14 @@ import time
 from typing import ClassVar
 
 from events.errors import CargoError, TransientError
-from hostd.effects.arrival import labels, our_container
+from hostd.effects.arrival import arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import load_spec
 from hostd.effects.mount_union import MountUnion
+from hostd.graft import Graft
 from hostd.spec import missing_ports, port_bindings
+from hostd.warm import settle_gate
 
 
 class StartContainer(Effect):
@@ -24,11 +27,9 @@ class StartContainer(Effect):
         mounted = time.monotonic()
         spec = load_spec(context)
         engine = context.bench.engine
-        container_id = our_container(context)
-        if container_id is None:
-            container_id = engine.create(spec.name, spec, labels=labels(context), restart_policy="no")
+        container_id = our_container(context) or create(context, spec)
         try:
-            engine.start(container_id)
+            why_cold = _start(context, container_id)
         except CargoError as error:
             engine.remove(container_id)
             raise TransientError(f"Docker could not start the container: {error}") from error
@@ -42,8 +43,28 @@ class StartContainer(Effect):
             "container_id": container_id,
             "started_at": str((inspected.get("State") or {}).get("StartedAt", "")),
             "ports": port_bindings(inspected),
+            "start": "cold" if why_cold else "warm",
+            "why_cold": why_cold,
             "milestones": {
                 "mounted": round(mounted - began, 4),
                 "started": round(started - began, 4),
             },
         }
+
+
+def _start(context: Context, container_id: str) -> str:
+    """Let the container go that waits at its gate, or start it. Returns why it was not warm; "" when it was."""
+    engine = context.bench.engine
+    warm = context.bench.warm.pop(context.migration, None)
+    why_cold = "it did not wait at a gate"
+    if context.view.request.start == "cold":
+        why_cold = "the request says so"
+    if warm is not None and warm.container_id == container_id:
+        grafts = [Graft(arrival.union.place, arrival.mount.destination) for arrival in arrivals(context)]
+        why_cold = warm.go(grafts)
+        if not why_cold:
+            return ""
+        context.log.warning("the container could not go on from its gate; it starts cold", reason=why_cold)
+    settle_gate(engine, container_id)
+    engine.start(container_id)
+    return why_cold

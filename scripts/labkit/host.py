@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from hostd.gate import RUNTIME
 from labkit import leftovers, probes
 from labkit.errors import CommandFailedError, LabError
 from labkit.network import OUTSIDE, Cut, Hub, command, cut_rules
@@ -174,6 +175,8 @@ class Host:
                         # the same on cgroup v1 and v2, and without a systemd to ask
                         "exec-opts": ["native.cgroupdriver=cgroupfs"],
                         "cgroup-parent": self._lab.cgroup(self.spec.name),
+                        # what `cargo-hostd-runtime install` would add
+                        "runtimes": {RUNTIME: {"path": str(REPOSITORY / "hostd/runtime/cargo-runc")}},
                     },
                     indent=2,
                 )

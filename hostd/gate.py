@@ -1,0 +1,92 @@
+"""Gates: where a container's start waits, all but done, until the agent says the word.
+
+The other half is ``hostd/runtime/cargo-runc``, the OCI runtime that waits. A gate is a directory named after the
+container, with a FIFO for the runtime's ``start``, and for as long as it exists the container cannot start without
+a word. So a gate is never removed while a start may be under way, only shut: a gate that nobody opens, whose agent
+died, or whose host went down, never lets the process run.
+
+It must never decide whether a gate may be opened: that is ``hostd/effects/start_container.py``, after the claim.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+RUNTIME = "cargo"
+"""The name under which dockerd knows the runtime."""
+GATES = Path("/run/cargo/gates")
+"""The runtime looks here; it knows no configuration. Root's alone, and gone with a reboot."""
+FIFO, PID_FILE, SHUT = "start", "pidfile", "shut"
+
+
+class Gate:
+    """The gate of one container."""
+
+    def __init__(self, container_id: str, gates: Path = GATES) -> None:
+        self.directory = gates / container_id
+
+    def make(self) -> None:
+        """Make the gate, closed; before Docker is asked for the start."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.directory / SHUT).unlink(missing_ok=True)
+        if not (self.directory / FIFO).exists():
+            os.mkfifo(self.directory / FIFO, 0o600)
+
+    @property
+    def waiting(self) -> bool:
+        """The container's start has come to the gate, and waits there."""
+        fd = self._writer()
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
+    @property
+    def pid_file(self) -> Path | None:
+        """Where the runtime was told to put the container's first process; None before its ``create``."""
+        try:
+            text = (self.directory / PID_FILE).read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+        return Path(text) if text.startswith("/") else None
+
+    def open(self) -> bool:
+        """Let the process run. False when no start waits here."""
+        return self._say(b"open")
+
+    def shut(self) -> None:
+        """Refuse whatever waits here or comes here; the gate stays until ``remove``."""
+        if self.directory.is_dir():
+            (self.directory / SHUT).touch(mode=0o600)
+            self._say(b"shut")
+
+    def remove(self) -> None:
+        """Away with the gate. Only once Docker has ended the start: a later one is not held back."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _say(self, word: bytes) -> bool:
+        fd = self._writer()
+        if fd is None:
+            return False
+        try:
+            os.write(fd, word)
+        except BrokenPipeError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _writer(self) -> int | None:
+        try:
+            return os.open(self.directory / FIFO, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ENOENT):
+                return None
+            raise
+
+
+def left_gates(gates: Path = GATES) -> list[str]:
+    """Containers with a gate of an earlier life of this process."""
+    return sorted(entry.name for entry in gates.iterdir()) if gates.is_dir() else []
