@@ -10,7 +10,7 @@ It must never decide whether a gate may be opened: that is ``hostd/effects/start
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ RUNTIME = "cargo"
 """The name under which dockerd knows the runtime."""
 GATES = Path("/run/cargo/gates")
 """The runtime looks here; it knows no configuration. Root's alone, and gone with a reboot."""
-FIFO, PID_FILE, SHUT = "start", "pidfile", "shut"
+FIFO, PID_FILE, WAITING, SHUT = "start", "pidfile", "waiting", "shut"
 
 
 class Gate:
@@ -27,21 +27,19 @@ class Gate:
 
     def __init__(self, container_id: str, gates: Path = GATES) -> None:
         self.directory = gates / container_id
+        self._held: int | None = None
 
     def make(self) -> None:
         """Make the gate, closed; before Docker is asked for the start."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self.directory / SHUT).unlink(missing_ok=True)
-        if not (self.directory / FIFO).exists():
-            os.mkfifo(self.directory / FIFO, 0o600)
+        self.remove()
+        self.directory.mkdir(mode=0o700, parents=True)
+        os.mkfifo(self.directory / FIFO, 0o600)
+        self._held = os.open(self.directory / FIFO, os.O_RDWR | os.O_CLOEXEC)
 
     @property
     def waiting(self) -> bool:
         """The container's start has come to the gate, and waits there."""
-        fd = self._writer()
-        if fd is not None:
-            os.close(fd)
-        return fd is not None
+        return (self.directory / WAITING).exists()
 
     @property
     def pid_file(self) -> Path | None:
@@ -52,39 +50,36 @@ class Gate:
             return None
         return Path(text) if text.startswith("/") else None
 
-    def open(self) -> bool:
-        """Let the process run. False when no start waits here."""
-        return self._say(b"open")
+    def open(self) -> None:
+        """Let the process run that waits here."""
+        assert self._held is not None, "only who made the gate opens it"
+        os.write(self._held, b"open")
 
     def shut(self) -> None:
-        """Refuse whatever waits here or comes here; the gate stays until ``remove``."""
-        if self.directory.is_dir():
-            (self.directory / SHUT).touch(mode=0o600)
-            self._say(b"shut")
+        """Refuse whatever waits here or comes here; the gate stays until ``remove``.
+
+        First the mark, then the word: the runtime opens the FIFO before it looks for the mark.
+        """
+        if not self.directory.is_dir():
+            return
+        (self.directory / SHUT).touch(mode=0o600)
+        self._let_go()
+        with contextlib.suppress(OSError):  # ENXIO: nobody waits
+            fd = os.open(self.directory / FIFO, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"shut")
+            finally:
+                os.close(fd)
 
     def remove(self) -> None:
         """Away with the gate. Only once Docker has ended the start: a later one is not held back."""
+        self._let_go()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _say(self, word: bytes) -> bool:
-        fd = self._writer()
-        if fd is None:
-            return False
-        try:
-            os.write(fd, word)
-        except BrokenPipeError:
-            return False
-        finally:
-            os.close(fd)
-        return True
-
-    def _writer(self) -> int | None:
-        try:
-            return os.open(self.directory / FIFO, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (errno.ENXIO, errno.ENOENT):
-                return None
-            raise
+    def _let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
 def left_gates(gates: Path = GATES) -> list[str]:

@@ -140,7 +140,10 @@ def graft(pid: int, grafts: Sequence[Graft], config: OciConfig) -> None:
     root = _open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY)
     try:
         for one in grafts:
-            _put(pid, root, one, read_only="ro" in options.get(one.destination.rstrip("/"), ()))
+            read_only = "ro" in options.get(one.destination.rstrip("/"), ())
+            # A named volume's mount is a slave of the host's, so the union has come there by itself; writable, though.
+            if read_only or _identity_in(root, one.destination) != _identity(os.stat(one.place)):
+                _put(pid, root, one, read_only=read_only)
         if any(_within(config.process.cwd, one.destination) for one in grafts):
             _in_thread(lambda: _change_directory(pid, os.fsencode(config.process.cwd)))
             if _identity(os.stat(f"/proc/{pid}/cwd")) != _identity_in(root, config.process.cwd):

@@ -63,9 +63,10 @@ class WarmStart:
                 graft(pid, grafts, config)
             except (GraftError, OSError, ValueError) as error:
                 self._refused = str(error)
-        if self._refused or not self._gate.open():
+        if self._refused:
             self.cool()
-            return self._refused or "the start left its gate"
+            return self._refused
+        self._gate.open()
         self._started.wait(self._engine.timeout_seconds)
         self._end()
         if self._failed is not None:
@@ -77,7 +78,6 @@ class WarmStart:
         self._gate.shut()
         deadline = time.monotonic() + SETTLE_SECONDS
         while not self._started.wait(LOOK_AGAIN_SECONDS):
-            self._gate.shut()  # it may have come to the gate just now
             if time.monotonic() > deadline:
                 raise TransientError(
                     f"Docker does not end the start of {self.container_id[:12]}, whose gate is shut: it does not run, "
@@ -125,13 +125,18 @@ class WarmStart:
         return why_not(self._config, self._destinations)
 
 
-def settle_gate(engine: Engine, container_id: str) -> None:
-    """Remove what an earlier life left of the container's gate, once Docker has ended the start. Raises TransientError."""
+def settle_gate(engine: Engine, container_id: str) -> bool:
+    """Remove what an earlier life left of the container's gate, once Docker has ended the start, and say if any was.
+
+    Raises TransientError.
+    """
     gate = Gate(container_id)
-    if gate.directory.is_dir():
-        gate.shut()
-        engine.inspect(container_id)  # answers when the start has ended
-        gate.remove()
+    if not gate.directory.is_dir():
+        return False
+    gate.shut()
+    engine.inspect(container_id)  # answers when the start has ended
+    gate.remove()
+    return True
 
 
 def shut_left_gates(log: structlog.stdlib.BoundLogger) -> None:

@@ -12,7 +12,7 @@ from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import load_spec
 from hostd.effects.mount_union import MountUnion
 from hostd.graft import Graft
-from hostd.spec import missing_ports, port_bindings
+from hostd.spec import ContainerSpec, missing_ports, port_bindings
 from hostd.warm import settle_gate
 
 
@@ -29,7 +29,7 @@ class StartContainer(Effect):
         engine = context.bench.engine
         container_id = our_container(context) or create(context, spec)
         try:
-            why_cold = _start(context, container_id)
+            container_id, why_cold = _start(context, spec, container_id)
         except CargoError as error:
             engine.remove(container_id)
             raise TransientError(f"Docker could not start the container: {error}") from error
@@ -52,19 +52,23 @@ class StartContainer(Effect):
         }
 
 
-def _start(context: Context, container_id: str) -> str:
-    """Let the container go that waits at its gate, or start it. Returns why it was not warm; "" when it was."""
+def _start(context: Context, spec: ContainerSpec, container_id: str) -> tuple[str, str]:
+    """Let the container go that waits at its gate, or start it.
+
+    Returns its id, and why it was not warm; "" when it was. Raises what Docker says.
+    """
     engine = context.bench.engine
     warm = context.bench.warm.pop(context.migration, None)
-    why_cold = "it did not wait at a gate"
-    if context.view.request.start == "cold":
-        why_cold = "the request says so"
-    if warm is not None and warm.container_id == container_id:
-        grafts = [Graft(arrival.union.place, arrival.mount.destination) for arrival in arrivals(context)]
-        why_cold = warm.go(grafts)
-        if not why_cold:
-            return ""
+    why_cold = "it did not wait at a gate" if context.view.request.start == "warm" else "the request says so"
+    if warm is not None:
+        if not (why_cold := warm.go([Graft(a.union.place, a.mount.destination) for a in arrivals(context)])):
+            return container_id, ""
         context.log.warning("the container could not go on from its gate; it starts cold", reason=why_cold)
-    settle_gate(engine, container_id)
+    if settle_gate(engine, container_id) or warm is not None:
+        # A start that was undone is not repeated on the same container either.
+        state = (engine.inspect(container_id) or {}).get("State") or {}
+        if not state.get("Running"):
+            engine.remove(container_id)
+            container_id = create(context, spec)
     engine.start(container_id)
-    return why_cold
+    return container_id, why_cold
