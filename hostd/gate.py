@@ -30,7 +30,10 @@ class Gate:
         self._held: int | None = None
 
     def make(self) -> None:
-        """Make the gate, closed; before Docker is asked for the start."""
+        """Make the gate, closed; before Docker is asked for the start.
+
+        It is held open for writing: should this process die, what waits there reads an end, and is refused.
+        """
         self.remove()
         self.directory.mkdir(mode=0o700, parents=True)
         os.mkfifo(self.directory / FIFO, 0o600)

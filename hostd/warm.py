@@ -55,7 +55,8 @@ class WarmStart:
         Raises what Docker said when it could not start the container after the gate was opened.
         """
         self._arrived.wait(GATE_SECONDS)
-        if not self._refused and not self._gate.waiting:
+        if not self._refused and (self._started.is_set() or not self._gate.waiting):
+            # A start that Docker has given up (it may have died) must not be let go: nobody would know of the process.
             self._refused = str(self._failed or "the start did not come to its gate in time")
         if not self._refused:
             try:

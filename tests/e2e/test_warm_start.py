@@ -100,7 +100,6 @@ def test_an_agent_that_dies_while_the_container_waits_starts_it_cold_in_its_next
     fleet.request(f"{name}-1", name)
     hostd = fleet.beta.hostd
     wait_until(lambda: not hostd.running, f"nobody passes {point}", 30)
-    assert not fleet.running("beta", name)
     fleet.failpoints("hostd/beta", "")
     hostd.start()
     fleet.wait_end(f"{name}-1", "completed", timeout_seconds=80)

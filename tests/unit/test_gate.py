@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from hostd.runtime import install
 from labkit.waiting import wait_until
 
 ID = "c0ffee" * 10
+HOLDER = """
+import signal, sys
+from pathlib import Path
+from hostd.gate import Gate
+gate = Gate(sys.argv[1], Path(sys.argv[2]))
+gate.make()
+print("made", flush=True)
+signal.pause()
+"""
 CALL = ["--root", "/run/x", "--log-format", "json", "--log", "/l", "start", ID]
 
 
@@ -90,14 +100,18 @@ def test_a_gate_that_is_shut_never_lets_the_process_run(runtime: Runtime, when: 
     assert left_gates(runtime.gates) == [ID], "shut, and still there"
 
 
-def test_the_next_life_of_the_agent_shuts_a_gate_that_the_last_one_left(runtime: Runtime) -> None:
-    gate = Gate(ID, runtime.gates)
-    gate.make()
+def test_an_agent_that_dies_takes_the_start_with_it(runtime: Runtime) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, ID, str(runtime.gates)], stdout=subprocess.PIPE, text=True)
+    runtime.running.append(holder)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "made\n"
     started = runtime.call(*CALL)
-    wait_until(lambda: gate.waiting, "the start does not come to its gate", 10)
-    [left] = left_gates(runtime.gates)
-    Gate(left, runtime.gates).shut()
+    wait_until(lambda: Gate(ID, runtime.gates).waiting, "the start does not come to its gate", 10)
+    assert started.poll() is None
+    holder.kill()
     assert started.wait(10) == 1
+    late = runtime.call(*CALL)
+    assert late.wait(10) == 1, "nobody is left who could open it"
     assert runtime.ran == []
 
 
