@@ -68,6 +68,7 @@ _FIELDS: dict[str, _Field] = {
     "on_release": _Field(lambda v: v in ("keep", "remove"), "keep or remove"),
     "remote": _Field(lambda v: v in ("", "sshfs", "nfs"), "sshfs or nfs"),
     "image": _Field(lambda v: v in ("transfer", "pull", "refuse"), "transfer, pull or refuse"),
+    "start": _Field(lambda v: v in ("warm", "cold"), "warm or cold"),
 }
 
 

@@ -29,7 +29,7 @@ REQUEST_OPTIONS = (
     "stop_timeout_seconds",
     "on_release",
     "image",
-    "image",
+    "start",
 )
 
 # --- list ----------------------------------------------------------------------------------------

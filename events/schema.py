@@ -66,6 +66,8 @@ class Request(Data, frozen=True, kw_only=True):
     """What to do about an image that the target lacks: bring it from the source, from its registry, or give up."""
     remote: Literal["", "sshfs", "nfs"] = ""
     """How the target looks at what has not arrived yet; empty: as the source host's setting says."""
+    start: Literal["warm", "cold"] = "warm"
+    """Whether the target may start the container up to its gate while the source still runs, where it can."""
 
 
 class Mount(Data, frozen=True, kw_only=True):
@@ -297,6 +299,9 @@ class TargetStarted(Data, frozen=True, kw_only=True):
     ports: tuple[PortBinding, ...] = ()
     milestones: dict[str, float] = {}
     """Seconds since the claim at which each part of the start was done."""
+    start: Literal["warm", "cold"] = "cold"
+    """Warm: the container had waited at its gate."""
+    why_cold: str = ""
 
 
 class HealthReported(Data, frozen=True, kw_only=True):

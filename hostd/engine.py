@@ -75,6 +75,8 @@ class Engine(ContainerCalls, VolumeCalls):
         text = str(address)
         self.url = f"unix://{text}" if text.startswith("/") else text
         self.timeout_seconds = timeout_seconds
+        self.starting: set[str] = set()
+        """Containers that wait at their gate: Docker answers nothing about them meanwhile."""
         self._local = threading.local()
         self._clients: dict[threading.Thread, docker.APIClient] = {}
         """One a thread, as the library's are not made for several. Threads come and go with every migration."""

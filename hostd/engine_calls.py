@@ -92,6 +92,8 @@ class Calls(ABC):
     timeout_seconds: float
     """Of one request, unless the request says otherwise."""
 
+    starting: set[str]
+
     @abstractmethod
     def _call(
         self,

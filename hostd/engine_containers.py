@@ -29,6 +29,8 @@ from hostd.spec import (
 
 UNLIMITED_STOP_SECONDS = 3600.0
 """How long one request waits for a container whose stop timeout is -1; the step is repeated after it."""
+LONGEST_GATED_START_SECONDS = 1000.0
+"""Somewhat longer than the runtime waits at a gate."""
 SIGKILL_EXIT_CODE = 137
 """128 + 9: what Docker reports when a container's first process was killed."""
 
@@ -52,7 +54,8 @@ class ContainerCalls(ImageCalls):
 
     def inspect_all(self) -> list[dict[str, Any]]:
         """The descriptions of all containers; one that vanishes meanwhile is left out."""
-        found = (self.inspect(row.id) for row in self.containers())
+        # Docker describes a container that waits at its gate only once it has started; it holds nobody up here.
+        found = (self.inspect(row.id) for row in self.containers() if row.id not in self.starting)
         return [raw for raw in found if raw is not None]
 
     def find_by_label(self, label: str, value: str) -> list[ContainerSummary]:
@@ -91,12 +94,14 @@ class ContainerCalls(ImageCalls):
         restart_max_retries: int = 0,
         places: Mapping[str, str] | None = None,
         image: str | None = None,
+        runtime: str = "",
     ) -> str:
         """Create the container of ``spec`` under ``name``, without starting it; returns its id.
 
         ``labels`` must hold ``cargo.migration``. A container of that name that carries all of ``labels`` is
         ours from an attempt before and is adopted (F6). ``image`` defaults to the name that the spec knows,
         if it means the same image here, and to the id it has here otherwise. ``places``: see to_create_body.
+        ``runtime`` takes the place of the spec's.
         Raises RefusedError when somebody else's container has the name, MissingError when the image or a
         network is not here.
         """
@@ -110,6 +115,8 @@ class ContainerCalls(ImageCalls):
             restart_max_retries=restart_max_retries,
             labels=labels,
         )
+        if runtime:
+            body["HostConfig"]["Runtime"] = runtime
         found = self._own(name, labels)
         if found is None:
             found = self._create(name, body, labels)
@@ -209,13 +216,17 @@ class ContainerCalls(ImageCalls):
         except NameTakenError as error:
             raise RefusedError([f"the name {name!r} is taken by another container on this host"]) from error
 
-    def start(self, container_id: str) -> None:
-        """Start the container; one that runs already is fine.
+    def start(self, container_id: str, *, waits: bool = False) -> None:
+        """Start the container; one that runs already is fine. ``waits``: at a gate (hostd/gate.py), maybe for long.
 
         Raises PermanentError when a port is taken: remove the container and create it anew then, because a
         second start may succeed *without* the port (F7); see hostd.spec.missing_ports.
         """
-        self._call("POST", "/containers/{0}/start", container_id, what=f"starting the container {container_id[:12]}")
+        self._call(
+            "POST", "/containers/{0}/start", container_id,
+            timeout_seconds=LONGEST_GATED_START_SECONDS if waits else None,
+            what=f"starting the container {container_id[:12]}",
+        )  # fmt: skip
 
     def stop(self, container_id: str, timeout_seconds: int | None = None) -> StopResult:
         """Stop the container, and kill it after ``timeout_seconds``; returns how it ended.

@@ -21,6 +21,7 @@ from hostd.engine import Engine
 from hostd.service import Service
 from hostd.settings import HostSettings, load
 from hostd.transport import Transport
+from hostd.warm import shut_left_gates
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -79,6 +80,7 @@ def _run(
         engine=Engine(str(settings.docker_socket)),
         transport=Transport(settings.run_dir / "ssh"),
     )
+    shut_left_gates(log)
     store = connect(settings.etcd, settings.etcd.endpoints)
     log.info("serving", address=settings.address, etcd=list(settings.etcd.endpoints))
     try:

@@ -232,6 +232,9 @@ class Service:
             runner.close(0)
         for runner in runners:
             runner.close(max(0.1, deadline - time.monotonic()))
+        for warm in list(self._bench.warm.values()):
+            with contextlib.suppress(CargoError):
+                warm.cool()  # nobody else could open its gate; the next life starts it cold
         for tracker in list(self._bench.trackers.values()):
             tracker.stop()
         self._telling.stop()

@@ -187,6 +187,7 @@ def _stopped(_view: View, outcomes: Outcomes) -> Data:
 _FILL = Step("fill", ("announce_placement", "supervise_container", "watch_health", "fill_replica"), _filled)
 
 _LEFT_BEHIND = (
+    "warm_container",
     "create_container",
     "mount_union",
     "attach_remote",
@@ -210,7 +211,7 @@ PLAN = Plan(
         ),
         "syncing": Step("sync", ("pull_round",), _synced),
         "synced": Step("brace", ("attach_remote",)),
-        "bracing": Step("brace", ("attach_remote",)),
+        "bracing": Step("brace", ("attach_remote", "warm_container")),
         "uniting": Step("unite", ("attach_remote", "apply_dirty", "mount_union"), _claimed),
         "starting": Step("start", ("start_container",), _started),
         "filling": _FILL,

@@ -26,6 +26,7 @@ from hostd.plan import View
 from hostd.settings import HostSettings
 from hostd.tracker import Tracker
 from hostd.transport import Transport
+from hostd.warm import WarmStart
 
 Outcome = Mapping[str, Any] | None
 
@@ -57,6 +58,8 @@ class Workbench:
     """Source containers that must stay down, by id, with the migration that says so."""
     manual_stops: dict[str, float] = field(default_factory=dict)
     """Containers that somebody stopped through Docker, with the monotonic time of it, by container id."""
+    warm: dict[str, WarmStart] = field(default_factory=dict)
+    """Containers on the way to, or at, their gate, by migration; they do not outlive the process."""
     boot: str = ""
     place: Callable[[str, PlacementRecord], None] = lambda _container, _record: None
     """Writes ``placements/<container>`` unless it says so already. Raises StoreUnavailableError."""

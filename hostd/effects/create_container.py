@@ -8,6 +8,10 @@ from events.errors import PermanentError
 from hostd.effects.arrival import labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import load_spec
+from hostd.gate import RUNTIME
+from hostd.spec import ContainerSpec
+
+PLAIN_RUNTIME = "runc"
 
 
 class CreateContainer(Effect):
@@ -17,7 +21,7 @@ class CreateContainer(Effect):
 
     def run(self, context: Context) -> Outcome:
         spec = load_spec(context)
-        container_id = context.bench.engine.create(spec.name, spec, labels=labels(context), restart_policy="no")
+        container_id = create(context, spec)
         if any(place.kind == "volume" for place in spec.shared):
             context.bench.engine.try_mounts(container_id)
         return {"container_id": container_id}
@@ -33,3 +37,11 @@ class CreateContainer(Effect):
             raise PermanentError("the container was claimed for this host; it is removed once the source runs again")
         context.bench.engine.remove(container_id)
         return None
+
+
+def create(context: Context, spec: ContainerSpec) -> str:
+    """Create the container, or find it created; returns its id. It gets the runtime that can wait, where that is."""
+    engine = context.bench.engine
+    own = spec.host_config.get("Runtime") or PLAIN_RUNTIME
+    gated = own == PLAIN_RUNTIME and context.view.request.start == "warm" and RUNTIME in engine.info().runtimes
+    return engine.create(spec.name, spec, labels=labels(context), restart_policy="no", runtime=RUNTIME if gated else "")

@@ -37,6 +37,7 @@ from hostd.effects.supervise_container import SuperviseContainer
 from hostd.effects.track_changes import TrackChanges
 from hostd.effects.verify_trees import VerifyTrees
 from hostd.effects.vouch_for_tracking import VouchForTracking
+from hostd.effects.warm_container import WarmContainer
 from hostd.effects.watch_health import WatchHealth
 
 _ALL: tuple[Effect, ...] = (
@@ -53,6 +54,7 @@ _ALL: tuple[Effect, ...] = (
     ArmTracking(),
     PullRound(),
     AttachRemote(),
+    WarmContainer(),
     VouchForTracking(),
     DisarmRestart(),
     StopContainer(),

@@ -6,12 +6,15 @@ import time
 from typing import ClassVar
 
 from events.errors import CargoError, TransientError
-from hostd.effects.arrival import labels, our_container
+from hostd.effects.arrival import arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import load_spec
 from hostd.effects.mount_union import MountUnion
 from hostd.effects.shared import require_binds
-from hostd.spec import missing_ports, port_bindings
+from hostd.graft import Graft
+from hostd.spec import ContainerSpec, missing_ports, port_bindings
+from hostd.warm import settle_gate
 
 
 class StartContainer(Effect):
@@ -26,11 +29,9 @@ class StartContainer(Effect):
         spec = load_spec(context)
         require_binds(context, spec)
         engine = context.bench.engine
-        container_id = our_container(context)
-        if container_id is None:
-            container_id = engine.create(spec.name, spec, labels=labels(context), restart_policy="no")
+        container_id = our_container(context) or create(context, spec)
         try:
-            engine.start(container_id)
+            container_id, why_cold = _start(context, spec, container_id)
         except CargoError as error:
             engine.remove(container_id)
             raise TransientError(f"Docker could not start the container: {error}") from error
@@ -44,8 +45,32 @@ class StartContainer(Effect):
             "container_id": container_id,
             "started_at": str((inspected.get("State") or {}).get("StartedAt", "")),
             "ports": port_bindings(inspected),
+            "start": "cold" if why_cold else "warm",
+            "why_cold": why_cold,
             "milestones": {
                 "mounted": round(mounted - began, 4),
                 "started": round(started - began, 4),
             },
         }
+
+
+def _start(context: Context, spec: ContainerSpec, container_id: str) -> tuple[str, str]:
+    """Let the container go that waits at its gate, or start it.
+
+    Returns its id, and why it was not warm; "" when it was. Raises what Docker says.
+    """
+    engine = context.bench.engine
+    warm = context.bench.warm.pop(context.migration, None)
+    why_cold = "it did not wait at a gate" if context.view.request.start == "warm" else "the request says so"
+    if warm is not None:
+        if not (why_cold := warm.go([Graft(a.union.place, a.mount.destination) for a in arrivals(context)])):
+            return container_id, ""
+        context.log.warning("the container could not go on from its gate; it starts cold", reason=why_cold)
+    if settle_gate(engine, container_id) or warm is not None:
+        # A start that was undone is not repeated on the same container either.
+        state = (engine.inspect(container_id) or {}).get("State") or {}
+        if not state.get("Running"):
+            engine.remove(container_id)
+            container_id = create(context, spec)
+    engine.start(container_id)
+    return container_id, why_cold

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from hostd.gate import RUNTIME
 from labkit import leftovers, probes, roots
 from labkit.errors import CommandFailedError, LabError
 from labkit.network import OUTSIDE, Cut, Hub, command, cut_rules
@@ -179,7 +180,10 @@ class Host:
         store: dict[str, Any] = {"storage-driver": "overlay2"}
         if self.spec.containerd:
             store = {"storage-driver": "overlayfs", "features": {"containerd-snapshotter": True}}
+        # What `cargo-hostd-runtime install` would add.
+        warm = {"runtimes": {RUNTIME: {"path": str(REPOSITORY / "hostd/runtime/cargo-runc")}}}
         return {
+            **(warm if self.spec.root == OWN_ROOT else {}),
             "hosts": ["unix:///run/docker.sock"],
             **store,
             "live-restore": self.spec.liverestore,

@@ -667,6 +667,13 @@ def look_at_source(ctx: Ctx, union: Union) -> None:
     union.remote = True
 
 
+def warm_container(ctx: Ctx) -> Performance:
+    """A container at its gate does not run, and whatever happens to it there, the start is the same one."""
+    yield
+    ctx.check_cancelled()
+    return None
+
+
 def unmount_all(ctx: Ctx, union: Union) -> None:
     container = ctx.host.find(ctx.migration)
     if union.merged and container is not None and container.running and container.sees == "merged":
@@ -934,7 +941,7 @@ RUN: dict[str, Callable[[Ctx], Performance]] = {
     verb.__name__: verb
     for verb in (
         describe_container, track_changes, measure_mounts, fetch_spec, check_target, provide_image, create_volumes,
-        create_container, create_networks, pack_image, arm_tracking, pull_round, attach_remote, vouch_for_tracking, disarm_restart, stop_container,
+        create_container, create_networks, pack_image, arm_tracking, pull_round, attach_remote, warm_container, vouch_for_tracking, disarm_restart, stop_container,
         publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees,
         verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,
         fold_union, carry_back, export_trees,

@@ -45,6 +45,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "arm_tracking": ("sync_ordered",),
     "pull_round": ("sync_armed",),
     "attach_remote": ("target_prepared",),
+    "warm_container": ("cutover_ordered",),
     "vouch_for_tracking": ("cutover_ordered",),
     "disarm_restart": ("cutover_ordered",),
     "stop_container": ("cutover_ordered",),

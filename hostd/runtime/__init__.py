@@ -1,0 +1,1 @@
+"""The OCI runtime that waits at a gate (``cargo-runc``), and its installation on a host."""

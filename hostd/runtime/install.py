@@ -1,0 +1,118 @@
+"""``cargo-hostd-runtime``: makes the runtime of warm starts known to this host's dockerd, or takes it away again.
+
+Writes the runtime into dockerd's configuration, keeping all else in it, and has dockerd read it anew (SIGHUP): no
+container is restarted. It must never replace a configuration that it cannot read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hostd.gate import RUNTIME
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+WRAPPER = Path(__file__).with_name("cargo-runc")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="cargo-hostd-runtime",
+        description="Makes the runtime of warm starts known to this host's Docker. Running containers are not touched.",
+        epilog="Exit codes: 0 done, 1 it could not be done and nothing was changed, 2 wrong usage.",
+    )
+    made.add_argument("verb", choices=("install", "remove"))
+    made.add_argument(
+        "--place",
+        type=Path,
+        default=Path("/usr/local/libexec/cargo/cargo-runc"),
+        help="where the runtime goes (default: %(default)s)",
+    )
+    made.add_argument(
+        "--configuration", type=Path, default=Path("/etc/docker/daemon.json"), help="dockerd's (default: %(default)s)"
+    )
+    made.add_argument("--pid-file", type=Path, default=Path("/run/docker.pid"), help="dockerd's (default: %(default)s)")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Install or remove. Returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.verb == "install":
+            install(options.place, options.configuration)
+        else:
+            remove(options.place, options.configuration)
+        told = reload(options.pid_file)
+    except (OSError, ValueError) as error:
+        print(f"cargo-hostd-runtime: {error}; dockerd's configuration is as it was", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"{options.verb}: done" + ("" if told else "; dockerd does not run, it will see this when it starts"))
+    return EXIT_OK
+
+
+def install(place: Path, configuration: Path) -> None:
+    """Put the runtime to ``place`` and name it in ``configuration``. Raises OSError, ValueError."""
+    settings = _read(configuration)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _replace(place, WRAPPER.read_bytes(), 0o755)
+    settings.setdefault("runtimes", {})[RUNTIME] = {"path": str(place)}
+    _write(configuration, settings)
+
+
+def remove(place: Path, configuration: Path) -> None:
+    """Take it out of ``configuration``. Containers that were created with it need it, so the file stays while they do."""
+    settings = _read(configuration)
+    settings.get("runtimes", {}).pop(RUNTIME, None)
+    if not settings.get("runtimes", True):
+        del settings["runtimes"]
+    _write(configuration, settings)
+    place.unlink(missing_ok=True)
+
+
+def reload(pid_file: Path) -> bool:
+    """Have dockerd read its configuration. False when none runs."""
+    try:
+        os.kill(int(pid_file.read_text()), signal.SIGHUP)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True
+
+
+def _read(configuration: Path) -> dict[str, Any]:
+    try:
+        text = configuration.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    settings = json.loads(text) if text.strip() else {}
+    if not isinstance(settings, dict) or not isinstance(settings.get("runtimes", {}), dict):
+        raise ValueError(f"{configuration} is not a configuration of dockerd")  # noqa: TRY004
+    return settings
+
+
+def _write(configuration: Path, settings: dict[str, Any]) -> None:
+    configuration.parent.mkdir(parents=True, exist_ok=True)
+    mode = configuration.stat().st_mode & 0o777 if configuration.exists() else 0o644
+    _replace(configuration, (json.dumps(settings, indent=2) + "\n").encode(), mode)
+
+
+def _replace(place: Path, contents: bytes, mode: int) -> None:
+    fd, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    with os.fdopen(fd, "wb") as file:
+        file.write(contents)
+        os.fchmod(file.fileno(), mode)
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.move(name, place)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
