@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from coordinator.dead_hosts import if_source_is_dead, if_target_is_dead
 from coordinator.lifecycle import AFTER_CLAIM, BEFORE_CLAIM, TABLE, Lifecycle
@@ -17,7 +16,7 @@ SILENT_TARGET = {"new", "rejected", "aborted", "rolled_back"}
 
 def at(state: str, **more: object) -> Lifecycle:
     request = None if state == "new" else REQUEST
-    return replace(Lifecycle(state=state, request=request), **more)  # type: ignore[arg-type]
+    return replace(Lifecycle(state=state, request=request), **more)
 
 
 @pytest.mark.parametrize("state", TABLE.states)
