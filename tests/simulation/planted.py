@@ -17,10 +17,10 @@ from coordinator import admission, lifecycle
 from coordinator.service import Service
 from events.decision import Decision
 from events.errors import ConflictError, PermanentError, TransientError
-from events.following import Changes, Snapshot
+from events.following import Changes, Item, Snapshot
 from events.machine import Table
 from events.memory import MemoryFollower
-from events.schema import Data, Event, ReleaseOrdered
+from events.schema import Data, Event, ReleaseOrdered, TargetAssertedOff
 from events.store import NoAnswerError, Store
 from hostd import source, target
 from hostd.plan import Plan, Step
@@ -28,7 +28,7 @@ from hostd.turn import Draft, Operation, Perform, Turns
 from tests.simulation import effects
 from tests.simulation.effects import Ctx, Performance, nothing
 from tests.simulation.scheduler import Result, run_seed
-from tests.simulation.world import Tracker
+from tests.simulation.world import Tracker, Union
 
 Plant = Callable[[contextlib.ExitStack], None]
 
@@ -392,6 +392,113 @@ def requests_before_what_is_under_way(stack: contextlib.ExitStack) -> None:
     _patch(stack, Service, "_begin", begin)
 
 
+def stop_told_too_early(stack: contextlib.ExitStack) -> None:
+    def stop(ctx: Ctx) -> Performance:
+        container = ctx.source_container()
+        yield
+        assert container is not None
+        return {"exit_code": 0, "unclean": False, "stopped_at": "then"}
+
+    _run(stack, stop_container=stop)
+
+
+def changes_listed_before_the_stop(stack: contextlib.ExitStack) -> None:
+    step = target.PLAN.steps["yielding"]
+    effects_in_order = ("fill_replica", "mount_union", "list_changes", "recall_container")
+    _step(stack, target.PLAN, "yielding", replace(step, effects=effects_in_order))
+
+
+def deletions_not_carried_back(stack: contextlib.ExitStack) -> None:
+    real = effects.carry_back
+
+    def carry(ctx: Ctx) -> Performance:
+        before = dict(ctx.volume().files)
+        outcome = yield from real(ctx)
+        files = ctx.volume().files
+        for path in before.keys() - files.keys():
+            files[path] = before[path]
+        return outcome
+
+    _run(stack, carry_back=carry)
+
+
+def generation_ends_with_its_round(stack: contextlib.ExitStack) -> None:
+    real = effects.pull_round
+
+    def pull(ctx: Ctx) -> Performance:
+        outcome = yield from real(ctx)
+        for tracker in ctx.request_source.trackers.values():
+            tracker.marks = set()
+        return outcome
+
+    _run(stack, pull_round=pull)
+
+
+def whole_list_taken_for_a_part(stack: contextlib.ExitStack) -> None:
+    real = effects.apply_entries
+
+    def apply(union: Union, entries: dict[str, bool], *, everything: bool, brought: bool = False) -> None:
+        real(union, entries, everything=False, brought=brought)
+
+    _patch(stack, effects, "apply_entries", apply)
+
+
+def silent_target_given_up(stack: contextlib.ExitStack) -> None:
+    real = lifecycle.decide
+
+    def decide(state: lifecycle.Lifecycle) -> Decision:
+        if state.state == "rolling_back" and not state.target_stopped and not state.asserted_off:
+            return lifecycle._order(state, TargetAssertedOff(who="a timeout"), "it does not answer")
+        return real(state)
+
+    _patch(stack, lifecycle, "decide", decide)
+
+
+def retired_copy_keeps_its_policy(stack: contextlib.ExitStack) -> None:
+    real = effects.retire_container
+
+    def retire(ctx: Ctx) -> Performance:
+        outcome = yield from real(ctx)
+        container = ctx.source_container()
+        if container is not None:
+            effects.set_policy(container, ctx.view.source_prepared.restart_policy)
+        return outcome
+
+    _run(stack, retire_container=retire)
+
+
+def contents_left_behind_without_a_union(stack: contextlib.ExitStack) -> None:
+    real = effects.apply_entries
+
+    def apply(union: Union, entries: dict[str, bool], *, everything: bool, brought: bool = False) -> None:
+        if brought:
+            for path in [path for path, present in entries.items() if present]:
+                union.upper.pop(path, None)
+        real(union, entries, everything=everything, brought=brought)
+
+    _patch(stack, effects, "apply_entries", apply)
+
+
+def new_leader_does_not_look(stack: contextlib.ExitStack) -> None:
+    real = Service._take
+
+    def take(self: Service, item: Item) -> None:
+        if isinstance(item, Changes):
+            real(self, item)
+
+    _patch(stack, Service, "_take", take)
+
+
+def list_before_the_stop(stack: contextlib.ExitStack) -> None:
+    step = source.PLAN.steps["stopping"]
+    _step(
+        stack,
+        source.PLAN,
+        "stopping",
+        replace(step, effects=("vouch_for_tracking", "publish_dirty", "disarm_restart", "stop_container")),
+    )
+
+
 BUGS = (
     Bug(
         "start_before_claim", "the target starts the container before target_claimed", ("P8", "P1"), start_before_claim
@@ -401,6 +508,7 @@ BUGS = (
         "the source's restart policy stays",
         ("P10", "P1"),
         policy_not_disarmed,
+        seed=5,
         aim={"policy": "always", "trouble_at": "source_stopped"},
     ),
     Bug(
@@ -408,11 +516,13 @@ BUGS = (
         "a pre-copy round that failed counts as done",
         ("P2", "P13"),
         failed_sync_is_success,
-        seed=41,
+        seed=534,
     ),
     Bug("watch_resumed_too_far", "a watch goes on one revision too far", ("E13", "P13"), watch_resumed_too_far),
-    Bug("blind_retry", "an append whose reply was lost is repeated without looking", ("P6",), blind_retry, seed=1),
-    Bug("lost_deletion", "what the container deleted is left out of the dirty set", ("P2", "P13"), lost_deletion),
+    Bug("blind_retry", "an append whose reply was lost is repeated without looking", ("P6",), blind_retry, seed=3),
+    Bug(
+        "lost_deletion", "what the container deleted is left out of the dirty set", ("P2", "P13"), lost_deletion, seed=2
+    ),
     Bug("stop_before_order", "the source stops before cutover_ordered", ("P8",), stop_before_order),
     Bug(
         "stale_epoch",
@@ -426,7 +536,7 @@ BUGS = (
         "a tracker that died with its agent is trusted",
         ("P2", "P13"),
         tracker_trusted_after_restart,
-        seed=56,
+        seed=5,
     ),
     Bug(
         "overflow_ignored",
@@ -463,16 +573,17 @@ BUGS = (
         "after a reboot the container starts on the bare place",
         ("P2", "P10"),
         started_without_its_union,
-        seed=185,
+        seed=102,
     ),
     Bug(
-        "link_cut_too_early", "the link is cut although contents are missing", ("P2", "P4"), link_cut_too_early, seed=4
+        "link_cut_too_early", "the link is cut although contents are missing", ("P2", "P4"), link_cut_too_early, seed=6
     ),
     Bug(
         "overtaken_step_reports",
         "the outcome of a step that nobody asks for any more is appended",
         ("P6",),
         overtaken_step_reports,
+        seed=5,
     ),
     Bug(
         "two_migrations_of_one_container",
@@ -492,6 +603,7 @@ BUGS = (
         "a failed undo loses the evidence that the others need (a former defect)",
         ("P11",),
         undo_forgets_too_early,
+        seed=13,
         aim={
             "control": "abort",
             "control_at": "source_stopped",
@@ -532,6 +644,7 @@ BUGS = (
         "a crash while finalising leaves the container down (a former defect)",
         ("P13",),
         finalise_forgets_to_start,
+        seed=43,
         aim={"control": "finalise", "control_at": "completed", "trouble_at": "fold_union", "mood": "leave it"},
     ),
     Bug(
@@ -539,6 +652,7 @@ BUGS = (
         "an arming that is repeated takes the tracker of its first attempt for the one that died (a former defect)",
         ("P2", "P13"),
         repeated_arming_trusts_a_new_tracker,
+        seed=4,
         aim={"trouble_at": "sync_finished", "trouble": "fresh_start", "mood": "leave it"},
     ),
     Bug(
@@ -546,6 +660,7 @@ BUGS = (
         "Docker restarts between a container's start on the source and the return of its policy (a former defect)",
         ("P11",),
         policy_given_back_after_the_start,
+        seed=32,
         aim={
             "policy": "always",
             "control": "rollback",
@@ -560,5 +675,72 @@ BUGS = (
         "a new leader admits requests before it has read which migrations are under way (a former defect)",
         ("P16",),
         requests_before_what_is_under_way,
+        seed=132,
+    ),
+    Bug(
+        "stop_told_too_early",
+        "source_stopped is told before the container stands still",
+        ("P1", "P2", "P3"),
+        stop_told_too_early,
+    ),
+    Bug(
+        "list_before_the_stop",
+        "the last list of changes is made before the container stands still",
+        ("P2", "P13"),
+        list_before_the_stop,
+    ),
+    Bug(
+        "changes_listed_before_the_stop",
+        "a roll-back lists the target's changes before it stops the container",
+        ("P2", "P13"),
+        changes_listed_before_the_stop,
+    ),
+    Bug("deletions_not_carried_back", "a roll-back does not carry deletions back", ("P2",), deletions_not_carried_back),
+    Bug(
+        "generation_ends_with_its_round",
+        "what changes during a round counts as copied by it",
+        ("P2", "P13"),
+        generation_ends_with_its_round,
+        seed=22,
+    ),
+    Bug(
+        "whole_list_taken_for_a_part",
+        "what a list of the whole tree lacks is not removed",
+        ("P2", "P13"),
+        whole_list_taken_for_a_part,
+        seed=81,
+    ),
+    Bug(
+        "silent_target_given_up",
+        "a target that does not answer is given up without a person's word",
+        ("P1", "P2"),
+        silent_target_given_up,
+    ),
+    Bug(
+        "retired_copy_keeps_its_policy",
+        "the released copy gets its restart policy back",
+        ("P1", "P10"),
+        retired_copy_keeps_its_policy,
+        aim={
+            "policy": "always",
+            "on_release": "keep",
+            "trouble_at": "source_released",
+            "trouble": "reboot",
+            "mood": "leave it",
+        },
+    ),
+    Bug(
+        "contents_left_behind_without_a_union",
+        "without a union, the last changes are not brought before the start",
+        ("P2", "P13"),
+        contents_left_behind_without_a_union,
+        aim={"strategy": "precopy"},
+    ),
+    Bug(
+        "new_leader_does_not_look",
+        "a new leader waits for news instead of looking at what is under way",
+        ("P13", "P6"),
+        new_leader_does_not_look,
+        seed=29,
     ),
 )
