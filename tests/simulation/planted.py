@@ -17,7 +17,7 @@ from coordinator import admission, lifecycle
 from coordinator.service import Service
 from events.decision import Decision
 from events.errors import ConflictError, PermanentError, TransientError
-from events.following import Changes, Item, Snapshot
+from events.following import Changes, Follower, Item, Snapshot
 from events.machine import Table
 from events.memory import MemoryFollower
 from events.schema import Data, Event, ReleaseOrdered, TargetAssertedOff
@@ -482,9 +482,9 @@ def contents_left_behind_without_a_union(stack: contextlib.ExitStack) -> None:
 def new_leader_does_not_look(stack: contextlib.ExitStack) -> None:
     real = Service._take
 
-    def take(self: Service, item: Item) -> None:
+    def take(self: Service, item: Item, follower: Follower) -> None:
         if isinstance(item, Changes):
-            real(self, item)
+            real(self, item, follower)
 
     _patch(stack, Service, "_take", take)
 
