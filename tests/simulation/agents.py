@@ -173,6 +173,11 @@ class Runner:
         self.halted = ""
 
     @property
+    def finished(self) -> bool:
+        """Nothing to do here, unless somebody appends."""
+        return self.turns.view.state in self.turns.plan.table.final
+
+    @property
     def ready(self) -> bool:
         if self.halted:
             return False
@@ -207,6 +212,8 @@ class Runner:
             self.turn = self.performing = self.context = None
             if done.value:
                 self.woken = True
+            elif self.finished and not self.woken:
+                self.agent.forget(self.migration)
         except StoreUnavailableError:
             self.turn = self.performing = self.context = None
             self.wait_until, self.woken = self.agent.sim.clock + 1.0, True
@@ -349,16 +356,28 @@ class Agent(Process):
         """As ``hostd/service.py`` does."""
         known = self.runners.get(migration)
         try:
+            if known is not None and known.finished and known.turn is None:
+                self.forget(migration)
+                known = None
             if known is None:
                 known = self._runner(migration)
-            elif known.turns.view.state == "ended" and known.turn is None:
-                del self.runners[migration]
-                self.store.delete(self.store.keys.inbox_pointer(self.host.name, migration))
-                return
         except StoreUnavailableError:
             return
         if known is not None:
             known.kick()
+
+    def forget(self, migration: str) -> None:
+        """As ``hostd/service.py`` does with what is finished here: no runner, and no pointer unless there is news."""
+        runner = self.runners.pop(migration)
+        self.sim.checker.forgotten(migration, self.name, runner)
+        key = self.store.keys.inbox_pointer(self.host.name, migration)
+        try:
+            pointer = self.store.get(key)
+            news = runner.turns.view.state != "ended" and self.store.read(migration, after=runner.turns.last)
+            if pointer is not None and not news:
+                self.store.delete(key, pointer.mod_revision)
+        except StoreUnavailableError:
+            return
 
     def _runner(self, migration: str) -> Runner | None:
         events = self.store.read(migration)

@@ -20,6 +20,7 @@ from hostd.plan import View
 from tests.simulation.world import VOLUME, Container, Host
 
 if TYPE_CHECKING:
+    from tests.simulation.agents import Runner
     from tests.simulation.scheduler import Simulation
 
 
@@ -388,10 +389,15 @@ class Checker:
                 raise ViolationError("P5", f"{migration}: the {plan.role}'s fold differs on replay")
         for agent in self.sim.agents:
             runner = agent.runners.get(migration) if agent.alive else None
-            if runner is not None and runner.turns.view.seq == len(stored):
-                expected = record.source if runner.turns.plan.role == "source" else record.target
-                if runner.turns.view != expected:
-                    raise ViolationError("P5", f"{migration}: {agent.name} knows another state than the history gives")
+            if runner is not None:
+                self.forgotten(migration, agent.name, runner)
+
+    def forgotten(self, migration: str, name: str, runner: Runner) -> None:
+        """P5: what an agent knows of a history, now that it lets go of it."""
+        record = self.records[migration]
+        expected = record.source if runner.turns.plan.role == "source" else record.target
+        if runner.turns.view.seq == len(record.events) and runner.turns.view != expected:
+            raise ViolationError("P5", f"{migration}: {name} knows another state than the history gives")
 
     def _back_home(self, migration: str, record: Record) -> None:
         host = self.world.hosts[record.host("source")]
