@@ -131,7 +131,7 @@ def test_a_key_cannot_be_put_under_a_dead_lease(bench: Bench) -> None:
 
 
 def test_a_registration_stays_when_its_lease_or_key_is_lost(bench: Bench) -> None:
-    """B12: the host comes back by itself."""
+    """B12, E23: the host comes back by itself: it reads its key instead of believing that its lease lives."""
     key = bench.keys.host("alpha")
     registration = Registration(bench.store, key, 1, b"one")
     try:

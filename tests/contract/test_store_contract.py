@@ -9,7 +9,7 @@ import pytest
 from events.errors import ChainError, ConflictError, LostLeadershipError, SchemaError, StoreUnavailableError
 from events.memory import Fault
 from events.schema import Event, PrepareOrdered, decode_event, decode_head, encode_head, head_after, next_event
-from events.store import MAX_TRANSACTION_OPERATIONS, PAGE_KEYS, Compare, LeaderGuard, Put
+from events.store import MAX_TRANSACTION_OPERATIONS, PAGE_KEYS, Compare, LeaderGuard, Put, Store
 from tests.contract.conftest import Bench
 from tests.support.records import STAMPER, append, failed, history, requested
 
@@ -35,6 +35,7 @@ def test_a_migration_that_never_was_has_no_events_and_no_head(bench: Bench) -> N
 
 
 def test_event_head_and_pointers_appear_at_one_revision(bench: Bench) -> None:
+    """E1: a transaction is one revision, and the next one is one more."""
     event = append(bench.store, "m1", None, notify=("alpha", "beta", "alpha"))
     kvs = [
         bench.store.get(key)
@@ -49,6 +50,49 @@ def test_event_head_and_pointers_appear_at_one_revision(bench: Bench) -> None:
     assert None not in kvs
     head = bench.store.head("m1")
     assert head == head_after(None, event)
+    before = bench.store.revision()
+    append(bench.store, "m1", event, notify=("alpha",))
+    assert bench.store.revision() == before + 1
+
+
+def test_a_transaction_that_writes_a_key_twice_is_refused_as_a_whole(bench: Bench) -> None:
+    """E2: so the event and the head have keys of their own."""
+    key, other = bench.keys.request("one"), bench.keys.request("two")
+    with pytest.raises(Exception, match=r"(?i)once|duplicate"):
+        bench.store.transact((), (Put(other, b"1"), Put(key, b"1"), Put(key, b"2")))
+    assert bench.store.get(key) is None
+    assert bench.store.get(other) is None
+
+
+def test_a_read_shows_what_another_process_has_just_appended_whatever_a_watch_has_told(bench: Bench) -> None:
+    """E14, E20: a watch may lag, so it only wakes; what is decided upon is read, and a read is never stale."""
+    with bench.store.follow(bench.keys.inbox("alpha")) as follower:
+        assert follower.poll(10) is not None
+        previous = None
+        for seq in range(1, 21):
+            previous = append(bench.another(), "m1", previous, notify=("alpha",))
+            assert [event.seq for event in bench.store.read("m1")] == list(range(1, seq + 1))
+
+
+def test_a_person_and_an_agent_contend_for_the_same_number_and_one_wins(bench: Bench) -> None:
+    """E3: start and abort are the same event number, so there is no history that has both."""
+    first = append(bench.store, "m1", None)
+    outcomes: list[bool] = []
+
+    def contend(store: Store) -> None:
+        try:
+            append(store, "m1", first)
+            outcomes.append(True)
+        except ConflictError:
+            outcomes.append(False)
+
+    threads = [threading.Thread(target=contend, args=(store,)) for store in (bench.store, bench.another())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(outcomes) == [False, True]
+    assert [event.seq for event in bench.store.read("m1")] == [1, 2]
 
 
 def test_the_second_of_two_appends_after_the_same_event_conflicts(bench: Bench) -> None:
@@ -169,7 +213,7 @@ def test_an_event_over_64_kib_is_refused_before_it_is_sent(bench: Bench) -> None
 
 
 def test_a_transaction_may_have_128_operations_and_not_one_more(bench: Bench) -> None:
-    """B8: at the limit and one above."""
+    """B8, E6: at the limit and one above."""
     puts = [Put(f"{bench.keys.placements}c{number}", b"") for number in range(MAX_TRANSACTION_OPERATIONS)]
     assert bench.store.transact((), puts).succeeded
     with pytest.raises(SchemaError, match="128"):
@@ -182,7 +226,7 @@ def test_a_transaction_may_have_128_operations_and_not_one_more(bench: Bench) ->
 
 
 def test_a_request_larger_than_etcd_takes_is_refused_before_it_is_sent(bench: Bench) -> None:
-    """B8: 1.5 MiB."""
+    """B8, E5: 1.5 MiB."""
     key = bench.keys.host("alpha")
     bench.store.put(key, b"x" * 1_499_000)
     with pytest.raises(SchemaError, match="limit"):
@@ -313,7 +357,7 @@ def test_no_migrations_means_no_heads(bench: Bench) -> None:
 
 
 def test_a_compaction_loses_nothing_of_a_history(bench: Bench) -> None:
-    """B6: one key per event, so nothing is superseded."""
+    """B6, E10: one key per event, so nothing is superseded."""
     events = history(bench.store, "m1", 5)
     bench.compact()
     assert bench.store.read("m1") == events

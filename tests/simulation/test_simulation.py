@@ -10,8 +10,8 @@ import pytest
 from hostd.effects.registry import EFFECTS
 from tests.simulation.effects import RUN, UNDO
 from tests.simulation.invariants import NEEDS
-from tests.simulation.running import run_many
-from tests.simulation.scheduler import run_seed
+from tests.simulation.running import Summary, run_many
+from tests.simulation.scheduler import FAULTS, run_seed
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 2000
@@ -20,13 +20,15 @@ WITHOUT_A_MODEL = {"announce_placement", "watch_health"}
 """Effects that only tell of what there is: they change neither container nor data."""
 
 
-@pytest.mark.timeout(900)
-def test_every_promise_is_kept_in_two_thousand_worlds() -> None:
-    """P1, P2, P3, P5, P6, P8, P9, P10, P11, P12, P13, P16: after every step; liveness when the faults have stopped.
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    """What became of the worlds of this run."""
+    return run_many(FIRST, SEEDS, jobs=2)
 
-    A1, A2, A3, A4, A5, A7, A8, A9, A10, A11, A12, B3, B4, B5, B9, B10, C1, C2, C3, C4, C5: all of these come up.
-    """
-    summary = run_many(FIRST, SEEDS, jobs=2)
+
+@pytest.mark.timeout(900)
+def test_every_promise_is_kept_in_two_thousand_worlds(summary: Summary) -> None:
+    """P1, P2, P3, P4, P5, P6, P8, P9, P10, P11, P12, P13, P16: after every step; liveness when the faults have stopped."""
     for result in summary.failures[:1]:
         pytest.fail(
             f"seed {result.seed}: {result.words}\n{result.transcript}\n"
@@ -35,6 +37,14 @@ def test_every_promise_is_kept_in_two_thousand_worlds() -> None:
     assert summary.seeds == SEEDS
     for ending in ("completed", "finalised", "aborted", "rolled_back"):
         assert summary.outcomes[ending] >= SEEDS // 200, f"hardly any migration ends as {ending}: {summary.outcomes}"
+
+
+@pytest.mark.timeout(900)
+def test_every_kind_of_fault_struck_many_times_in_those_worlds(summary: Summary) -> None:
+    """A1, A2, A3, A4, A5, A7, A8, A9, A10, A11, A12, B1, B2, B3, B4, B5, B6, B9, B10, B12, C1, C2, C3, C4, C5, E12, E19: all come up."""
+    assert not summary.failures
+    for kind in set(FAULTS.values()):
+        assert summary.faults[kind] >= SEEDS // 100, f"hardly ever: {kind}"
 
 
 def test_the_same_seed_gives_the_same_history_and_the_same_transcript() -> None:
