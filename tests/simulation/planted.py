@@ -573,7 +573,7 @@ BUGS = (
         "after a reboot the container starts on the bare place",
         ("P2", "P10"),
         started_without_its_union,
-        seed=102,
+        aim={"strategy": "hybrid", "trouble_at": "target_started", "trouble": "reboot", "mood": "leave it"},
     ),
     Bug(
         "link_cut_too_early", "the link is cut although contents are missing", ("P2", "P4"), link_cut_too_early, seed=6
