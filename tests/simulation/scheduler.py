@@ -27,6 +27,8 @@ from tests.simulation.remembered import RememberedKeys, remember_events
 from tests.simulation.transcript import Transcript
 from tests.simulation.world import PATHS, VOLUME, Container, Host, Volume, World
 
+MAX_CALM_STEPS = 700
+"""More than a migration takes in which nothing goes wrong."""
 FAULT_STEPS = (100, 250, 400, 600, 900)
 MAX_REST_ROUNDS = 400
 MAX_IN_A_ROUND = 30
@@ -136,6 +138,8 @@ class Simulation:
             self.control_at = self.rng.choice(LATE_MOMENTS)
             if self.rng.random() < 0.5:
                 self.trouble_at = self.rng.choice(WAY_BACK_MOMENTS)
+        self.calm_until = self.rng.choice(LATE_MOMENTS + WAY_BACK_MOMENTS) if self.rng.random() < 0.4 else ""
+        """Nothing goes wrong by chance before this moment, so that faults strike late in a migration as often as early."""
         self.control_in = self.trouble_in = -1
         """Steps until the person speaks, or something breaks, once the moment has come."""
         self.fail_next_effect = False
@@ -184,6 +188,8 @@ class Simulation:
         """An event was appended, or an effect begins: this is where control and trouble are aimed at."""
         if name == self.control_at:
             self.control_at, self.control_in = "", self.rng.randint(1, 9)
+        if name == self.calm_until:
+            self.calm_until = ""
         if name == self.trouble_at:
             self.trouble_at, self.trouble_in = "", self.rng.randint(1, 9)
 
@@ -272,6 +278,10 @@ class Simulation:
                 process.start()
             for agent in self.agents:
                 agent.tell()
+            for _ in range(MAX_CALM_STEPS):
+                if not self.calm_until:
+                    break
+                self._one_step()
             self.faults = True
             for _ in range(self.rng.choice(FAULT_STEPS)):
                 self._one_step()
@@ -318,7 +328,7 @@ class Simulation:
             self._control(rng.choice(sorted(self.checker.records)), self.control)
         elif self.trouble_in == 0:
             self._trouble()
-        elif roll < self.fault_rate / 2:
+        elif self.faults and roll < self.fault_rate / 2:
             self._fault()
         elif roll < self.fault_rate / 2 + (0.025 if self.requests else 0.3):
             self._person()
