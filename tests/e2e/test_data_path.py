@@ -25,11 +25,11 @@ BIG = 4 * 1024 * 1024
 PARTS = 4
 SCRIPT = """
     trap 'exit 0' TERM
-    if [ -x /data/big/tool ]; then
+    if [ -x /data/big/busybox.tool ]; then
         cd /data/big
         exec 3< 1
         head -c 100 <&3 > /dev/null
-        ./tool sleep 100000 &
+        ./busybox.tool sleep 100000 &
     fi
     while :; do sleep 1 & wait $!; done
 """
@@ -40,7 +40,7 @@ MAKE_STALE = f"""
         head -c {BIG} /dev/urandom > /data/big/$n
         sha256sum < /data/big/$n > /data/big/$n.sum
     done
-    cp /bin/busybox /data/big/tool
+    cp /bin/busybox /data/big/busybox.tool
     echo changed > /data/calm
 """
 CHECK = f"""
@@ -208,7 +208,7 @@ def test_after_the_release_the_source_may_be_switched_off_and_the_target_reboote
     held = """
         [ "$(readlink /proc/1/cwd)" = /data/big ]; [ "$(cd /proc/1/cwd && ls | wc -l)" = 9 ]
         [ "$(readlink /proc/1/fd/3)" = /data/big/1 ]; [ "$(sha256sum < /proc/1/fd/3)" = "$(cat /data/big/1.sum)" ]
-        grep -q /data/big/tool /proc/[0-9]*/maps
+        grep -q /data/big/busybox.tool /proc/[0-9]*/maps
         echo written > /data/big/new; echo more >> /data/big/2; sha256sum < /data/big/2 > /data/big/2.sum
     """
     fleet.execute("beta", "free", held)
