@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 
 from events import schema
-from labkit import Host, Lab
+from labkit import Host
 from labkit.waiting import wait_until
 from tests.e2e.conftest import Ground
-from tests.support.fleet import Fleet, bring_up, differences, told
+from tests.support.fleet import Fleet, differences, told
 from tests.support.trees import grow
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
-NAME, SUBNET = "data", "10.77.22"
 VOLUME_PATH = "/var/lib/docker/volumes/{0}/_data"
 BIG = 4 * 1024 * 1024
 PARTS = 4
@@ -51,14 +50,19 @@ CHECK = f"""
 
 
 @pytest.fixture(scope="module")
-def ground() -> Iterator[Ground]:
-    """A lab of this module's own, with a third host."""
-    Lab(NAME).down()
-    lab = Lab(NAME, SUBNET, hosts=("alpha", "beta", "gamma"))
-    try:
-        yield Ground(lab, bring_up(lab))
-    finally:
-        Lab(NAME).down()
+def three(ground: Ground) -> Iterator[Ground]:
+    """The usual lab with a third host; the two usual ones again afterwards."""
+    ground.extend(["alpha", "beta", "gamma"])
+    yield ground
+    ground.hosts = None
+    ground.rebuild()
+
+
+@pytest.fixture
+def wide(three: Ground, fleet: Fleet) -> Fleet:
+    """As ``fleet``, with ``gamma``."""
+    assert [host.spec.name for host in fleet.lab.hosts] == ["alpha", "beta", "gamma"]
+    return fleet
 
 
 def federated(fleet: Fleet, name: str, faults: str = "", **options: object) -> str:
@@ -232,8 +236,9 @@ def test_after_the_release_the_source_may_be_switched_off_and_the_target_reboote
 # --- afterwards -----------------------------------------------------------------------------------------
 
 
-def test_after_finalising_it_is_an_ordinary_container_that_moves_on_and_comes_back(fleet: Fleet) -> None:
+def test_after_finalising_it_is_an_ordinary_container_that_moves_on_and_comes_back(wide: Fleet) -> None:
     """Inspect, restart by hand, a reboot, a third host, and home again: the data is the same everywhere."""
+    fleet = wide
     place = fleet.volume("alpha", "round")
     grown = grow(place / "grown", 5, entries=30)
     assert grown.odd
@@ -278,8 +283,9 @@ def assert_ordinary(fleet: Fleet, host: str, plain: dict[str, object]) -> None:
     fleet.beta.hostd.start()
 
 
-def test_a_container_that_still_stands_on_a_union_is_not_moved_again_before_it_is_folded(fleet: Fleet) -> None:
+def test_a_container_that_still_stands_on_a_union_is_not_moved_again_before_it_is_folded(wide: Fleet) -> None:
     """F1: refused with a reason that says what to do; afterwards it moves."""
+    fleet = wide
     federated(fleet, "twice")
     fleet.wait_end("twice-1", "completed")
     fleet.wait_listed("beta", "twice")
