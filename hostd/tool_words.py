@@ -97,15 +97,19 @@ _ENDINGS = {
 
 _VANISHED = re.compile(
     r"(?:get_acl: |get_xattr\w*: |rsync_xal_get: |readlink_stat|link_stat|opendir|send_files failed)"
-    r".*\((?:2|20|61)\)\Z"
+    r".*\((?:2|6|20|21|22|40|61)\)\Z"
 )
-"""ENOENT, ENOTDIR, ENODATA, where the sender looks at one file of the tree: somebody has just removed or moved it."""
+"""ENOENT, ENOTDIR, ENODATA, where the sender looks at one file of the tree: somebody has just removed or moved it. Or
+put something of another kind in its place: ENXIO for a socket or FIFO, EISDIR, EINVAL where a link was to be read,
+ELOOP where a file was."""
+_CHANGED_KIND = "ABORTING due to invalid path from sender"
+"""rsync's receiver trusts no file below what is no directory. A live tree may look like that for a moment."""
 MAX_WORDS_CHARACTERS = 60_000
 """More than that may have been cut, and what was cut may have been something else."""
 
 
 def only_vanished(stderr: str) -> bool:
-    """Whether an exit with 23 means no more than that files went away while they were looked at (D2).
+    """Whether an exit with 23 means no more than that files went away, or became others, while they were looked at (D2).
 
     rsync has a code of its own for that, but takes it only if the file was gone already when it was opened.
     """
@@ -131,6 +135,11 @@ def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
     if code == 23:
         text = f"rsync from {peer.host} could not bring every file: {words}. The copy is incomplete and is not used."
         return PermanentError(text) if _FATAL_ERRNO.search(named) else TransientError(text)
+    if code == 2 and _CHANGED_KIND in stderr:
+        return TransientError(
+            f"a directory on {peer.host} became something else while rsync looked at it. The copy is incomplete and is "
+            "not used; it can be tried again."
+        )
     if code in _ENDINGS:
         return PermanentError(f"rsync from {peer.host} failed (exit {code}): {_ENDINGS[code]}: {words}")
     return TransientError(f"the transfer from {peer.host} was interrupted (rsync exit {code}): {words}")

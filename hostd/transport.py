@@ -72,6 +72,8 @@ STALL_TIMEOUT_SECONDS = 120
 PROBE_TIMEOUT_SECONDS = 5.0
 SSHFS_CONNECTIONS = 3
 """A long read must not make every other reader wait; more than a few run into sshd's MaxStartups."""
+ENDING_SECONDS = 3.0
+"""How long a view that has just been unmounted may take to end; whatever lives longer belongs to another migration."""
 MAX_CONTROL_PATH = 100
 """A socket's name holds 107 bytes, and ssh first binds a temporary name that is longer by 17."""
 MAX_FETCH_BYTES = 4 * 1024**3
@@ -130,6 +132,36 @@ class Transport:
             master.log.unlink(missing_ok=True)
         for socket in self.run_dir.glob("*.sock"):
             socket.unlink(missing_ok=True)
+
+    def let_go(self, peer: Peer) -> None:
+        """End the master connection to a peer, unless something still goes through it. The next use opens another."""
+        with self._lock:
+            peer_lock = self._peer_locks.setdefault(self._key(peer), threading.Lock())
+        with peer_lock:
+            deadline = time.monotonic() + ENDING_SECONDS
+            while self._in_use(peer):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.05)
+            config, socket = self._config_path(peer, shared=True), self._control_path(peer)
+            if config.exists() and socket.exists():  # an earlier life of this agent may have opened it
+                run(["ssh", "-F", str(config), "-O", "exit", "--", peer.alias], timeout_seconds=5)
+            with self._lock:
+                master = self._masters.pop(self._key(peer), None)
+            if master is not None:
+                stop(master.process)
+                master.log.unlink(missing_ok=True)
+            socket.unlink(missing_ok=True)
+
+    def _in_use(self, peer: Peer) -> bool:
+        """Whether a transfer or a view of any migration has this peer's configuration, other than the master."""
+        configurations = [os.fsencode(self._config_path(peer, shared=shared)) for shared in (True, False)]
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                line = (place / "cmdline").read_bytes()
+                if any(path in line for path in configurations) and b"ControlMaster=yes" not in line:
+                    return True
+        return False
 
     def _key(self, peer: Peer) -> str:
         """A short name that changes with anything that decides whom we talk to, and as whom."""

@@ -6,7 +6,7 @@ import time
 from typing import ClassVar
 
 from events.errors import TransientError
-from hostd.effects.arrival import Arrival, arrivals
+from hostd.effects.arrival import Arrival, arrivals, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
 
 PATIENCE_SECONDS = 10.0
@@ -23,6 +23,7 @@ class DetachRemote(Effect):
         for arrival in arrivals(context):
             if not arrival.mount.single_file:
                 _detach(context, arrival)
+        context.bench.transport.let_go(peer_of_source(context))
         context.progress(
             {"step": "compared", "remaining_bytes": 0, "safe_to_switch_off_source": True, "finished": True}
         )

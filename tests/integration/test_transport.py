@@ -86,6 +86,19 @@ def test_one_connection_is_shared_and_nothing_is_left_when_closed(place: Place) 
     wait_for(lambda: not place.ssh_processes())
 
 
+def test_a_connection_is_let_go_once_nothing_goes_through_it(place: Place) -> None:
+    """After a release no process refers to the source; another migration's view keeps the connection."""
+    view = place.directory / "view"
+    view.mkdir()
+    place.transport.mount_remote(place.peer, str(place.source), view)
+    place.transport.let_go(place.peer)
+    assert mounts.processes_with_argument(b"cargo-", program=b"ssh"), "the view goes through it"
+    Transport.unmount_remote(view)
+    place.transport.let_go(place.peer)
+    wait_for(lambda: place.ssh_processes() == [])
+    place.transport.check(place.peer)
+
+
 def test_a_second_life_of_the_agent_takes_over_the_connection_of_the_first(place: Place) -> None:
     """A3: the control socket survives; the new agent uses it, and ends it."""
     place.transport.check(place.peer)

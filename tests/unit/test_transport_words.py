@@ -163,6 +163,13 @@ def test_the_ssh_settings_pin_the_name_and_never_ask() -> None:
     assert "StrictHostKeyChecking no" not in text
 
 
+def test_a_directory_that_becomes_something_else_during_a_round_is_worth_another_attempt() -> None:
+    """D11: it is not about the versions of rsync, although the exit code says so."""
+    words = "ABORTING due to invalid path from sender: a/b\nrsync error: protocol incompatibility (code 2)"
+    assert isinstance(rsync_error(PEER, 2, words), TransientError)
+    assert isinstance(rsync_error(PEER, 2, "protocol version mismatch -- is your shell clean?"), PermanentError)
+
+
 GONE = "rsync: [sender] get_acl: sys_acl_get_file(a/b, ACL_TYPE_ACCESS): No such file or directory (2)\n"
 
 
@@ -171,6 +178,9 @@ GONE = "rsync: [sender] get_acl: sys_acl_get_file(a/b, ACL_TYPE_ACCESS): No such
     [
         (GONE, True),
         (GONE + 'rsync: [sender] link_stat "/v/a/b" failed: Not a directory (20)\n', True),
+        (GONE + 'rsync: [sender] send_files failed to open "/v/c": Is a directory (21)\n', True),
+        ('rsync: [sender] send_files failed to open "/v/c": Too many levels of symbolic links (40)\n', True),
+        ('rsync: [receiver] open "/v/c" failed: Is a directory (21)\n', False),
         (GONE + 'rsync: [sender] send_files failed to open "/v/c": Permission denied (13)\n', False),
         ('rsync: [sender] change_dir "/v" failed: No such file or directory (2)\n', False),
         ('rsync: [receiver] mkstemp "/here/x" failed: No such file or directory (2)\n', False),
