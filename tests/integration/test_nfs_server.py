@@ -77,6 +77,25 @@ def test_the_target_reads_the_trees_and_nobody_writes(stand: Stand) -> None:
     assert sorted(os.listdir(stand.trees[0])) == ["file", "out"]
 
 
+def test_what_changes_after_it_was_looked_at_is_seen(stand: Stand) -> None:
+    """The trees are exported while the container still works; the server must remember nothing."""
+    tree = Path(stand.trees[0])
+    (tree / "deep").mkdir()
+    for name in ("deep/old", "deep/kept"):
+        (tree / name).write_text("short")
+    stand.serve()
+    assert "old" in stand.ask("nfs-ls", f"{share_of(0)}/deep").stdout
+    assert stand.ask("nfs-cat", f"{share_of(0)}/deep/kept").stdout == "short"
+    assert "NOENT" in stand.ask("nfs-cat", f"{share_of(0)}/deep/new").stderr
+    (tree / "deep" / "old").unlink()
+    (tree / "deep" / "kept").write_text("much longer than before")
+    (tree / "deep" / "new").write_text("new")
+    assert stand.ask("nfs-cat", f"{share_of(0)}/deep/new").stdout == "new"
+    assert stand.ask("nfs-cat", f"{share_of(0)}/deep/kept").stdout == "much longer than before"
+    listed = {line.split()[-1] for line in stand.ask("nfs-ls", f"{share_of(0)}/deep").stdout.splitlines()}
+    assert listed == {"kept", "new"}
+
+
 def test_another_address_is_told_that_there_is_nothing(stand: Stand) -> None:
     stand.serve()
     stand.be(Net.STRANGER)
