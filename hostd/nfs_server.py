@@ -155,6 +155,8 @@ class NfsServer:
                 )
             time.sleep(0.01)
 
+    # Attr_Expiration_Time, MDCACHE: by default the server goes on for a minute with sizes, times and listings that it
+    # has seen before; the trees are exported before the container stops, and what it then changes must be seen.
     def _configuration(self, trees: Mapping[int, str], client: str, address: str, port: int) -> str:
         ipaddress.ip_address(client)  # anything else could widen who may read
         exports = "".join(
@@ -162,7 +164,7 @@ class NfsServer:
 EXPORT {{
   Export_Id = {number + 1}; Path = "{tree}"; Pseudo = "{share_of(number)}";
   Protocols = 4; Transports = TCP; SecType = sys; Access_Type = NONE; Squash = No_Root_Squash; PrivilegedPort = true;
-  FSAL {{ Name = VFS; }}
+  Attr_Expiration_Time = 0; FSAL {{ Name = VFS; }}
   CLIENT {{ Clients = {client}; Access_Type = RO; Squash = No_Root_Squash; Protocols = 4; }}
 }}
 """
@@ -178,6 +180,7 @@ NFSv4 {{
   Minor_Versions = 0, 1, 2;
 }}
 NFS_KRB5 {{ Active_krb5 = false; }}
+MDCACHE {{ Dir_Chunk = 0; Use_Getattr_Directory_Invalidation = true; }}
 EXPORT_DEFAULTS {{ Access_Type = NONE; }}
 LOG {{ Default_Log_Level = EVENT; }}
 {exports}"""

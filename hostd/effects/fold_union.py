@@ -8,6 +8,7 @@ from typing import ClassVar
 from events.schema import FinaliseOrdered
 from hostd.effects.arrival import Arrival, arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.shared import require_shares
 from hostd.effects.supervise_container import forget_our_stop, note_our_stop, should_run, stopped_by_us
 from hostd.verification import keep_evidence
 
@@ -41,6 +42,7 @@ class FoldUnion(Effect):
                 _fold(arrival)
             if running:
                 assert container_id is not None
+                require_shares(context)
                 context.bench.engine.start(container_id)
                 outage = time.monotonic() - began
         for arrival in here:
@@ -64,6 +66,7 @@ def _see_that_it_runs(context: Context, container_id: str) -> None:
     engine = context.bench.engine
     state = (engine.inspect(container_id) or {}).get("State") or {}
     if not state.get("Running") and (stopped_by_us(context) or should_run(context, container_id, state)):
+        require_shares(context)
         engine.start(container_id)
     forget_our_stop(context)
 

@@ -10,6 +10,7 @@ from events.errors import PermanentError
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.carry_back import CARRY_STAGE
 from hostd.effects.export_trees import withdraw
+from hostd.effects.shared import require_shares
 
 
 class ReviveContainer(Effect):
@@ -27,6 +28,7 @@ class ReviveContainer(Effect):
                 f"the container {prepared.container_name!r} that was kept on {context.host} is gone; its data is "
                 "here, so create it by hand"
             )
+        require_shares(context)
         engine.rename(prepared.container_id, prepared.container_name)
         # The policy first: a Docker that restarts between the two would leave the container down, unnoticed (A8).
         engine.set_restart_policy(prepared.container_id, prepared.restart_policy, prepared.restart_max_retries)

@@ -15,6 +15,7 @@ from events.schema import Mount
 from hostd import mounts
 from hostd.docker_json import VolumeView, view
 from hostd.effects.base import Context
+from hostd.effects.fetch_spec import load_spec
 from hostd.process import run
 from hostd.shared_storage import SharedPlace, bind_problem, find_shared
 from hostd.spec import ContainerSpec, data_mounts
@@ -81,7 +82,12 @@ def bind_problems(context: Context, spec: ContainerSpec) -> list[str]:
     return problems
 
 
-def require_binds(context: Context, spec: ContainerSpec) -> None:
-    """Before a start: without its mount, a bind's place is an empty local directory. Raises TransientError."""
-    if problems := bind_problems(context, spec):
+def require_shares(context: Context) -> None:
+    """Before any start, on either host: without its mount, a bind's place is an empty local directory.
+
+    Raises TransientError while one is not there.
+    """
+    if not any(place.kind == "bind" for place in context.view.source_prepared.shared):
+        return
+    if problems := bind_problems(context, load_spec(context)):
         raise TransientError("; ".join(problems) + ". The container is started once it is there")

@@ -11,7 +11,7 @@ from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import load_spec
 from hostd.effects.mount_union import MountUnion
-from hostd.effects.shared import require_binds
+from hostd.effects.shared import require_shares
 from hostd.graft import Graft
 from hostd.spec import ContainerSpec, missing_ports, port_bindings
 from hostd.warm import settle_gate
@@ -27,7 +27,7 @@ class StartContainer(Effect):
         MountUnion().run(context)
         mounted = time.monotonic()
         spec = load_spec(context)
-        require_binds(context, spec)
+        require_shares(context)
         engine = context.bench.engine
         container_id = our_container(context) or create(context, spec)
         try:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from events.errors import PermanentError
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, stop_intended
-from hostd.effects.shared import flush_shared
+from hostd.effects.shared import flush_shared, require_shares
 from hostd.openfiles import writable_files
 
 
@@ -50,6 +50,7 @@ class StopContainer(Effect):
             return {"running": True, "note": "never stopped" if not stop_intended(context) else ""}
         if not stop_intended(context):
             return {"running": False, "note": "left stopped: not this migration had stopped it"}
+        require_shares(context)
         engine.start(prepared.container_id)
         return {"running": True}
 

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 from events.errors import TransientError
 from hostd.effects.arrival import arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.effects.fetch_spec import load_spec
-from hostd.effects.shared import require_binds
+from hostd.effects.shared import require_shares
 
 RESTART_DELAY_SECONDS = 1.0
 """Between two starts of a container that ends by itself, so that a crash loop does not eat the host."""
@@ -45,8 +44,7 @@ class SuperviseContainer(Effect):
         ours = (context.directory / PAUSED_FOR_REPAIR).exists() or stopped_by_us(context)
         if not ours and not should_run(context, container_id, inspected["State"]):
             return None
-        if context.view.source_prepared.shared:
-            require_binds(context, load_spec(context))
+        require_shares(context)
         context.log.warning("starting the container again", exit_code=inspected["State"].get("ExitCode"))
         engine.start(container_id)
         (context.directory / PAUSED_FOR_REPAIR).unlink(missing_ok=True)

@@ -400,6 +400,7 @@ class Checker:
             raise ViolationError("P5", f"{migration}: {name} knows another state than the history gives")
 
     def _back_home(self, migration: str, record: Record) -> None:
+        self._nothing_exported(migration)
         host = self.world.hosts[record.host("source")]
         container = host.containers.get(record.container_id)
         self._no_leftovers(migration, self.world.hosts[record.host("target")])
@@ -426,7 +427,12 @@ class Checker:
         if left:
             raise ViolationError("P11", f"{migration} left on {host.name}: {', '.join(left)}")
 
+    def _nothing_exported(self, migration: str) -> None:
+        if any(migration in host.exports for host in self.world.hosts.values()):
+            raise ViolationError("P11", f"{migration} has ended, and its tree is still served by NFS")
+
     def _moved(self, migration: str, record: Record) -> None:
+        self._nothing_exported(migration)
         host = self.world.hosts[record.host("target")]
         volume, container = host.volumes.get(VOLUME), host.find(migration)
         seen = {} if volume is None else self.world.visible(host, None)
