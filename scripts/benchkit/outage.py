@@ -1,0 +1,288 @@
+"""Outage and total time over size and number of files, against ``docker restart``, one rsync, and stop-rsync-start."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchkit.case import Case, Result, Setting
+from benchkit.figures import NOTHING, Table, milliseconds, ratio, seconds
+from benchkit.plots import bars
+from benchkit.stage import PORT, Load, Stage, clock, moment
+from events.schema import Event
+from labkit.witness import Witness
+
+PAUSE_SECONDS = 0.001
+SETTLE_ANSWERS = 30
+TINY = ((Load(10**5, 10), 2, 1),)
+QUICK = ((Load(10**6, 10), 4, 2), (Load(2 * 10**8, 10), 2, 1), (Load(4 * 10**7, 10_000), 2, 1))
+FULL = (
+    (Load(10**6, 10), 8, 3),
+    (Load(10**9, 10), 4, 2),
+    (Load(10**10, 10), 2, 1),
+    (Load(4 * 10**7, 10_000), 4, 2),
+    (Load(4 * 10**8, 100_000), 2, 1),
+)
+"""Data set; migrations of it (half of them with a client that only reads); turns of stop-rsync-start."""
+PARTS = (
+    "stop",
+    "list what changed",
+    "append, watch",
+    "apply the list (prune)",
+    "mounts",
+    "claim",
+    "start",
+    "first answer",
+)
+
+
+@dataclass
+class Sample:
+    """One migration, in seconds."""
+
+    outage: float
+    total: float
+    filled: float
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+def watched(stage: Stage, *, writing: bool) -> Witness:
+    """A client outside of the hosts, already answered: one request every millisecond."""
+    witness = Witness(stage.addresses, PORT, PAUSE_SECONDS, writing=writing)
+    witness.attempted = stage.first_record()
+    witness.start()
+    return witness
+
+
+def gap_of(witness: Witness, act: Any) -> tuple[float, float, float, Any]:
+    """Do ``act`` under the client's eyes: outage, last and first answer (wall clock), and what it returned."""
+    witness.wait_for_more(SETTLE_ANSWERS)
+    began = time.monotonic()
+    returned = act()
+    witness.wait_for_more(SETTLE_ANSWERS)
+    outage, last, first = witness.longest_gap(began)
+    offset = time.time() - time.monotonic()
+    return outage, last.at + offset, first.at + offset, returned
+
+
+def parts_of(
+    events: list[Event], log: list[dict[str, Any]], last_answer: float, first_answer: float
+) -> dict[str, float]:
+    """Where the outage went: from the events' times, and from what the agents' logs say of each effect."""
+    stopped, claimed, started = (
+        moment(events, kind) for kind in ("source_stopped", "target_claimed", "target_started")
+    )
+    done = {entry["step"]: entry.get("effects", {}) for entry in log if entry["event"] == "step done"}
+    begun = {entry["step"]: clock(entry["timestamp"]) for entry in log if entry["event"] == "step begins"}
+    publish = done.get("stop", {}).get("publish_dirty", 0.0)
+    unite = done.get("unite", {})
+    listed = begun.get("unite", stopped)
+    return {
+        "stop": max(0.0, stopped - publish - last_answer),
+        "list what changed": publish,
+        "append, watch": max(0.0, listed - stopped),
+        "apply the list (prune)": unite.get("attach_remote", 0.0) + unite.get("apply_dirty", 0.0),
+        "mounts": unite.get("mount_union", 0.0),
+        "claim": max(0.0, claimed - listed - sum(unite.values())),
+        "start": started - claimed,
+        "first answer": first_answer - started,
+    }
+
+
+def migrated(stage: Stage, witness: Witness) -> Sample:
+    """One migration under the client's eyes, folded afterwards."""
+
+    def move() -> tuple[str, list[Event]]:
+        name = stage.ask()
+        return name, stage.wait(name, {"completed"})
+
+    outage, last, first, (name, events) = gap_of(witness, move)
+    stage.arrived()
+    sample = Sample(
+        outage=outage,
+        total=moment(events, "completed") - moment(events, "requested"),
+        filled=moment(events, "fill_finished") - moment(events, "requested"),
+        parts=parts_of(events, stage.log_lines(name), last, first),
+    )
+    stage.fold(name)
+    return sample
+
+
+def measure(setting: Setting, stage: Stage, load: Load, turns: int, by_hand: int) -> Result:
+    """One data set: the ways take turns."""
+    setting.say(f"{load.label}: filling the volume")
+    stage.fill(load)
+    stage.run_service()
+    series: dict[str, list[float]] = defaultdict(list)
+    parts: dict[str, list[dict[str, float]]] = {"idle": [], "writing": []}
+    lost = 0
+    try:
+        for turn in range(turns):
+            mode = "writing" if turn % 2 else "idle"
+            witness = watched(stage, writing=mode == "writing")
+            try:
+                restart = gap_of(witness, stage.restart)[0]
+                copy = stage.rsync_seconds()
+                sample = migrated(stage, witness)
+                if mode == "writing":
+                    lost += len(witness.missing_from(stage.home.spec.address))
+            finally:
+                witness.stop()
+            series["restart_seconds"].append(restart)
+            series["rsync_seconds"].append(copy)
+            series[f"{mode}_outage_seconds"].append(sample.outage)
+            series[f"{mode}_total_seconds"].append(sample.total)
+            series[f"{mode}_filled_seconds"].append(sample.filled)
+            parts[mode].append(sample.parts)
+            setting.say(
+                f"{load.label}, {mode}: restart {restart * 1000:.0f} ms, outage {sample.outage * 1000:.0f} ms; "
+                f"rsync {copy:.1f} s, migration {sample.total:.1f} s"
+            )
+            if turn < by_hand:
+                witness = watched(stage, writing=False)
+                try:
+                    outage, _, _, took = gap_of(witness, stage.by_hand)
+                finally:
+                    witness.stop()
+                series["by_hand_outage_seconds"].append(outage)
+                series["by_hand_total_seconds"].append(took)
+                setting.say(f"{load.label}: stop-rsync-start {took:.1f} s")
+    finally:
+        stage.clear()
+    return {
+        "label": load.label,
+        "bytes": load.bytes,
+        "files": load.files,
+        "acknowledged_records_lost": lost,
+        **series,
+        "parts_seconds": {
+            mode: {part: [sample[part] for sample in samples] for part in PARTS} for mode, samples in parts.items()
+        },
+    }
+
+
+def run(setting: Setting) -> Result:
+    """All data sets."""
+    stage = setting.stage()
+    loads = setting.pick(TINY, QUICK, FULL)
+    return {"loads": [measure(setting, stage, *load) for load in loads]}
+
+
+def tables(result: Result) -> list[Table]:
+    """Outage, total time, and the parts of the outage."""
+    outages, totals, parts = [], [], []
+    for load in result["loads"]:
+        restart, copy = load["restart_seconds"], load["rsync_seconds"]
+        idle, writing = load.get("idle_outage_seconds", []), load.get("writing_outage_seconds", [])
+        outages.append(
+            [
+                load["label"],
+                milliseconds(restart),
+                milliseconds(idle),
+                ratio(idle, restart),
+                milliseconds(writing),
+                ratio(writing, restart),
+                milliseconds(load.get("by_hand_outage_seconds", [])),
+                str(load["acknowledged_records_lost"]),
+            ]
+        )
+        total, filled = load.get("idle_total_seconds", []), load.get("idle_filled_seconds", [])
+        busy = load.get("writing_total_seconds", [])
+        totals.append(
+            [
+                load["label"],
+                seconds(copy),
+                seconds(load.get("by_hand_total_seconds", [])),
+                seconds(filled),
+                ratio(filled, copy),
+                seconds(total),
+                ratio(total, copy),
+                seconds(busy),
+                ratio(busy, copy),
+            ]
+        )
+        for mode in ("idle", "writing"):
+            figures = load["parts_seconds"][mode]
+            if figures[PARTS[0]]:
+                parts.append(
+                    [f"{load['label']}, {mode}", *(milliseconds([statistics.median(figures[p])]) for p in PARTS)]
+                )
+    return [
+        Table(
+            "Outage, ms",
+            (
+                "data",
+                "docker restart",
+                "migration, idle",
+                "ratio",
+                "migration, writing",
+                "ratio",
+                "stop-rsync-start",
+                "acknowledged records lost",
+            ),
+            outages,
+        ),
+        Table(
+            "Total time, s",
+            (
+                "data",
+                "one rsync -a",
+                "stop-rsync-start",
+                "all data there, idle",
+                "ratio to rsync",
+                "verified and released, idle",
+                "ratio to rsync",
+                "verified and released, writing",
+                "ratio to rsync",
+            ),
+            totals,
+        ),
+        Table(
+            "Where the outage goes, ms (medians)",
+            ("data", *PARTS),
+            parts or [[NOTHING] * (len(PARTS) + 1)],
+            [
+                "*stop* runs from the client's last answer until Docker's stop has returned; *first answer* from the event "
+                "`target_started` to the client's first answer, and is below zero where the service answered before the "
+                "event was written."
+            ],
+        ),
+    ]
+
+
+def plots(result: Result) -> dict[str, str]:
+    """Outage by data set."""
+    labels = [load["label"] for load in result["loads"]]
+    kinds = {
+        "docker restart": "restart_seconds",
+        "migration, idle": "idle_outage_seconds",
+        "migration, writing": "writing_outage_seconds",
+        "stop-rsync-start": "by_hand_outage_seconds",
+    }
+    series = {
+        name: [statistics.median(load[key]) * 1000 if load.get(key) else None for load in result["loads"]]
+        for name, key in kinds.items()
+    }
+    return {"outage.svg": bars("Outage as a client sees it (ms, logarithmic)", labels, series, logarithmic=True)}
+
+
+CASE = Case(
+    name="outage",
+    title="Outage and total time",
+    about=(
+        "A Redis that fsyncs every write, with further data beside it in the same volume, is moved back and forth; before "
+        "each migration the same container is restarted once with `docker restart`, and the tree copied once with "
+        "`rsync -a`, sync included. Outage is the longest time between two answers to a client outside of the hosts that "
+        "asks every millisecond. *Idle*: the client only reads, so nothing changes. *Writing*: it writes all the time, and "
+        "looks afterwards for every record that was acknowledged. *All data there* ends with `fill_finished`; *verified and "
+        "released* with `completed`, when every byte has been read again on both hosts and compared."
+    ),
+    run=run,
+    tables=tables,
+    plots=plots,
+    quick_seconds=90,
+    full_seconds=720,
+)
