@@ -31,24 +31,24 @@ class Highest(threading.Thread):
     def __init__(self, of: dict[str, int]) -> None:
         super().__init__(daemon=True)
         self._of = of
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.mib = dict.fromkeys(of, 0.0)
 
     def run(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
+        while not self._ended.wait(SAMPLE_SECONDS):
             for name, pid in self._of.items():
                 self.mib[name] = max(self.mib[name], resident_mib(pid))
 
     def stop(self) -> None:
         """End."""
-        self._stop.set()
+        self._ended.set()
         self.join()
 
 
 def run(setting: Setting) -> Result:
     """Fresh agents at rest; one migration; at rest again."""
     stage = setting.stage()
-    rest = setting.pick(1.0, 15.0, 40.0)
+    rest = setting.pick(1.0, 10.0, 30.0)
     load = setting.pick(Load(10**5, 100), Load(4 * 10**7, 10_000), Load(4 * 10**8, 100_000))
     for host in stage.hosts:
         host.hostd.restart()
@@ -129,6 +129,6 @@ CASE = Case(
     ),
     run=run,
     tables=tables,
-    quick_seconds=60,
-    full_seconds=150,
+    quick_seconds=45,
+    full_seconds=120,
 )

@@ -153,6 +153,6 @@ CASE = Case(
     run=run,
     tables=tables,
     plots=plots,
-    quick_seconds=15,
+    quick_seconds=12,
     full_seconds=45,
 )

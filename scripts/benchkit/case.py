@@ -6,7 +6,9 @@ that a page can be written again without measuring again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +28,21 @@ class Setting:
     scale: Scale
     say: Callable[[str], None]
     stage: Callable[[], Stage]
+    give_up_at: float = math.inf
+    """Monotonic time after which a case begins nothing new: the whole run stays within the time that it states."""
+
+    @property
+    def late(self) -> bool:
+        """Whether the case has used up its time."""
+        return time.monotonic() > self.give_up_at
+
+    def turns(self, number: int) -> Iterator[int]:
+        """``range(number)``; only the first one when time is up."""
+        for turn in range(number):
+            if turn and self.late:
+                self.say(f"this machine is slow: {turn} of {number} turns")
+                return
+            yield turn
 
     def pick(self, tiny: Any, quick: Any, full: Any) -> Any:
         """The value for the scale of this run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from labkit.lab import Lab
 CASES = [outage.CASE, peers.CASE, link.CASE, service.CASE, union.CASE, touch.CASE, bus.CASE, fleet.CASE, agent.CASE]
 DEFAULT_LAB = "bench"
 DEFAULT_SUBNET = "10.77.20"
+LATITUDE = 1.25
+"""How much longer than expected a case may go on beginning further turns."""
 
 
 class Run:
@@ -90,6 +93,7 @@ def measure(cases: list[Case], options: argparse.Namespace, console: Console) ->
             console.print(f"[bold]{case.title}[/bold] ({case.name})")
             facts = page.machine()
             began = time.monotonic()
+            run.setting.give_up_at = began + LATITUDE * (case.full_seconds if scale == "full" else case.quick_seconds)
             try:
                 result = case.run(run.setting)
             except (LabError, TimeoutError, OSError) as error:
@@ -128,4 +132,5 @@ def main(arguments: list[str] | None = None) -> int:
     if os.geteuid() != 0:
         print("scripts/bench: the lab needs root: use sudo", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by an exception, so that the lab is taken down
     return 1 if measure([names[name] for name in options.only or names], options, console) else 0

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-NOTHING = "–"
+NOTHING = "-"
 
 
 @dataclass(frozen=True)

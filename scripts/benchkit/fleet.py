@@ -212,6 +212,6 @@ CASE = Case(
     ),
     run=run,
     tables=tables,
-    quick_seconds=60,
-    full_seconds=240,
+    quick_seconds=40,
+    full_seconds=180,
 )

@@ -25,7 +25,7 @@ def run(setting: Setting) -> Result:
             for key in ("rsync_seconds", "rsync_bytes", "total_seconds", "filled_seconds", "total_bytes"):
                 kept[key] = []
             with stage.limited_link(megabits) if megabits else nullcontext():
-                for _ in range(turns):
+                for _ in setting.turns(turns):
                     before = stage.sent_bytes(stage.home)
                     kept["rsync_seconds"].append(stage.rsync_seconds())
                     between = stage.sent_bytes(stage.home)

@@ -120,7 +120,7 @@ def measure(setting: Setting, stage: Stage, load: Load, turns: int, by_hand: int
     parts: dict[str, list[dict[str, float]]] = {"idle": [], "writing": []}
     lost = 0
     try:
-        for turn in range(turns):
+        for turn in setting.turns(turns):
             mode = "writing" if turn % 2 else "idle"
             witness = watched(stage, writing=mode == "writing")
             try:
@@ -168,7 +168,13 @@ def run(setting: Setting) -> Result:
     """All data sets."""
     stage = setting.stage()
     loads = setting.pick(TINY, QUICK, FULL)
-    return {"loads": [measure(setting, stage, *load) for load in loads]}
+    measured = []
+    for load, turns, by_hand in loads:
+        if setting.late:
+            setting.say(f"this machine is slow: {load.label} is left out")
+        else:
+            measured.append(measure(setting, stage, load, turns, by_hand))
+    return {"loads": measured}
 
 
 def tables(result: Result) -> list[Table]:
@@ -284,5 +290,5 @@ CASE = Case(
     tables=tables,
     plots=plots,
     quick_seconds=90,
-    full_seconds=720,
+    full_seconds=660,
 )

@@ -31,8 +31,8 @@ def run(setting: Setting) -> Result:
         "commit": stage.commit_save_load,
     }
     try:
-        for _ in range(turns):
-            for way in WAYS:
+        for _ in setting.turns(turns):
+            for way, words in WAYS.items():
                 witness = watched(stage, writing=True)
                 try:
                     if way == "cargo":
@@ -48,7 +48,7 @@ def run(setting: Setting) -> Result:
                 kept["outage_seconds"].append(outage)
                 kept["total_seconds"].append(total)
                 kept["lost"] += lost
-                setting.say(f"{WAYS[way]}: outage {outage:.2f} s, in all {total:.1f} s")
+                setting.say(f"{words}: outage {outage:.2f} s, in all {total:.1f} s")
     finally:
         stage.clear()
     return result
@@ -89,5 +89,5 @@ CASE = Case(
     run=run,
     tables=tables,
     quick_seconds=30,
-    full_seconds=150,
+    full_seconds=120,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,13 @@ def _options(title: str) -> dict[str, Any]:
     }
 
 
+def _rendered(chart: Any, title: str) -> str:
+    """The same text for the same figures: without script, comments (they hold the date) and random identity."""
+    chart.uuid = re.sub(r"[^a-z]+", "-", title.lower())
+    svg = re.sub(r"<script.*?</script>|<!--.*?-->", "", str(chart.render(is_unicode=True)), flags=re.DOTALL)
+    return svg + "\n"
+
+
 def bars(
     title: str, labels: Sequence[str], series: Mapping[str, Sequence[float | None]], *, logarithmic: bool = False
 ) -> str:
@@ -47,7 +55,7 @@ def bars(
     chart.x_labels = list(labels)
     for name, values in series.items():
         chart.add(name, [None if value is None else round(value, 2) for value in values])
-    return str(chart.render(is_unicode=True))
+    return _rendered(chart, title)
 
 
 def lines(
@@ -68,4 +76,4 @@ def lines(
     )
     for name, points in series.items():
         chart.add(name, [(round(x, 3), None if y is None else round(y, 3)) for x, y in points])
-    return str(chart.render(is_unicode=True))
+    return _rendered(chart, title)

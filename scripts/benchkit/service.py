@@ -204,5 +204,5 @@ CASE = Case(
     tables=tables,
     plots=plots,
     quick_seconds=25,
-    full_seconds=60,
+    full_seconds=45,
 )

@@ -106,6 +106,6 @@ CASE = Case(
     run=run,
     tables=tables,
     plots=plots,
-    quick_seconds=25,
-    full_seconds=60,
+    quick_seconds=20,
+    full_seconds=50,
 )

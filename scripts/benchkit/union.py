@@ -177,6 +177,6 @@ CASE = Case(
     ),
     run=run,
     tables=tables,
-    quick_seconds=70,
-    full_seconds=210,
+    quick_seconds=60,
+    full_seconds=190,
 )
