@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -58,14 +59,20 @@ def watched(stage: Stage, *, writing: bool) -> Witness:
 
 
 def gap_of(witness: Witness, act: Any) -> tuple[float, float, float, Any]:
-    """Do ``act`` under the client's eyes: outage, last and first answer (wall clock), and what it returned."""
+    """Do ``act`` under the client's eyes: outage, last and first answer (wall clock), and what it returned.
+
+    If the service has moved, the outage lies between its last answer here and its first answer there; else it is the
+    longest time between two answers.
+    """
     witness.wait_for_more(SETTLE_ANSWERS)
     began = time.monotonic()
     returned = act()
     witness.wait_for_more(SETTLE_ANSWERS)
-    outage, last, first = witness.longest_gap(began)
+    answers = [answer for answer in witness.answers if answer.at >= began]
+    moves = [pair for pair in itertools.pairwise(answers) if pair[0].address != pair[1].address]
+    last, first = moves[-1] if moves else witness.longest_gap(began)[1:]
     offset = time.time() - time.monotonic()
-    return outage, last.at + offset, first.at + offset, returned
+    return first.at - last.at, last.at + offset, first.at + offset, returned
 
 
 def parts_of(
@@ -281,8 +288,8 @@ CASE = Case(
     about=(
         "A Redis that fsyncs every write, with further data beside it in the same volume, is moved back and forth; before "
         "each migration the same container is restarted once with `docker restart`, and the tree copied once with "
-        "`rsync -a`, sync included. Outage is the longest time between two answers to a client outside of the hosts that "
-        "asks every millisecond. *Idle*: the client only reads, so nothing changes. *Writing*: it writes all the time, and "
+        "`rsync -a`, sync included. Outage is the time between the last answer here and the first answer there (of a restart: the longest between two "
+        "answers) to a client outside of the hosts that asks every millisecond. *Idle*: the client only reads, so nothing changes. *Writing*: it writes all the time, and "
         "looks afterwards for every record that was acknowledged. *All data there* ends with `fill_finished`; *verified and "
         "released* with `completed`, when every byte has been read again on both hosts and compared."
     ),

@@ -231,7 +231,7 @@ class Stage:
         source = f"root@{self.home.spec.address}:{TREE}/"
         line = ["rsync", "-a", "--delete", "-e", " ".join(self.ssh_line()), source, into]
         self.away.run(line, timeout_seconds=END_SECONDS)
-        self.away.run(["sync", "-f", into])
+        self.away.run(["sync", "-f", into], timeout_seconds=END_SECONDS)
 
     def rsync_seconds(self) -> float:
         """How long one rsync of the tree takes; the copy is removed again."""
