@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchkit.case import Case, Result, Setting
-from benchkit.figures import NOTHING, Table, milliseconds, ratio, seconds
+from benchkit.figures import Table, milliseconds, ratio, seconds
 from benchkit.plots import bars
 from benchkit.stage import PORT, Load, Stage, clock, moment
 from events.schema import Event
@@ -27,7 +27,9 @@ FULL = (
     (Load(4 * 10**7, 10_000), 4, 2),
     (Load(4 * 10**8, 100_000), 2, 1),
 )
-"""Data set; migrations of it (half of them with a client that only reads); turns of stop-rsync-start."""
+"""Data set; migrations of it, which go round ``KINDS``; turns of stop-rsync-start."""
+KINDS = (("idle", "warm"), ("writing", "warm"), ("idle", "cold"), ("writing", "cold"))
+"""What the client does, and how the container is started on the target."""
 PARTS = (
     "stop",
     "list what changed",
@@ -47,6 +49,8 @@ class Sample:
     outage: float
     total: float
     filled: float
+    start: str
+    """``warm`` or ``cold``, as the history says."""
     parts: dict[str, float] = field(default_factory=dict)
 
 
@@ -99,11 +103,11 @@ def parts_of(
     }
 
 
-def migrated(stage: Stage, witness: Witness) -> Sample:
+def migrated(stage: Stage, witness: Witness, start: str = "warm") -> Sample:
     """One migration under the client's eyes, folded afterwards."""
 
     def move() -> tuple[str, list[Event]]:
-        name = stage.ask()
+        name = stage.ask(start=start)
         return name, stage.wait(name, {"completed"})
 
     outage, last, first, (name, events) = gap_of(witness, move)
@@ -112,6 +116,7 @@ def migrated(stage: Stage, witness: Witness) -> Sample:
         outage=outage,
         total=moment(events, "completed") - moment(events, "requested"),
         filled=moment(events, "fill_finished") - moment(events, "requested"),
+        start=next(getattr(event.data, "start", "cold") for event in events if event.type == "target_started"),
         parts=parts_of(events, stage.log_lines(name), last, first),
     )
     stage.fold(name)
@@ -124,29 +129,30 @@ def measure(setting: Setting, stage: Stage, load: Load, turns: int, by_hand: int
     stage.fill(load)
     stage.run_service()
     series: dict[str, list[float]] = defaultdict(list)
-    parts: dict[str, list[dict[str, float]]] = {"idle": [], "writing": []}
+    kinds: dict[str, dict[str, Any]] = {}
     lost = 0
     try:
         for turn in setting.turns(turns):
-            mode = "writing" if turn % 2 else "idle"
-            witness = watched(stage, writing=mode == "writing")
+            client, start = KINDS[turn % len(KINDS)]
+            witness = watched(stage, writing=client == "writing")
             try:
                 restart = gap_of(witness, stage.restart)[0]
                 copy = stage.rsync_seconds()
-                sample = migrated(stage, witness)
-                if mode == "writing":
+                sample = migrated(stage, witness, start)
+                if client == "writing":
                     lost += len(witness.missing_from(stage.home.spec.address))
             finally:
                 witness.stop()
             series["restart_seconds"].append(restart)
             series["rsync_seconds"].append(copy)
-            series[f"{mode}_outage_seconds"].append(sample.outage)
-            series[f"{mode}_total_seconds"].append(sample.total)
-            series[f"{mode}_filled_seconds"].append(sample.filled)
-            parts[mode].append(sample.parts)
+            series[f"{client}_total_seconds"].append(sample.total)
+            series[f"{client}_filled_seconds"].append(sample.filled)
+            kept = kinds.setdefault(f"{client}, {sample.start}", {"outage_seconds": [], "parts_seconds": []})
+            kept["outage_seconds"].append(sample.outage)
+            kept["parts_seconds"].append(sample.parts)
             setting.say(
-                f"{load.label}, {mode}: restart {restart * 1000:.0f} ms, outage {sample.outage * 1000:.0f} ms; "
-                f"rsync {copy:.1f} s, migration {sample.total:.1f} s"
+                f"{load.label}, {client}, {sample.start}: restart {restart * 1000:.0f} ms, outage "
+                f"{sample.outage * 1000:.0f} ms; rsync {copy:.1f} s, migration {sample.total:.1f} s"
             )
             if turn < by_hand:
                 witness = watched(stage, writing=False)
@@ -164,10 +170,8 @@ def measure(setting: Setting, stage: Stage, load: Load, turns: int, by_hand: int
         "bytes": load.bytes,
         "files": load.files,
         "acknowledged_records_lost": lost,
+        "kinds": kinds,
         **series,
-        "parts_seconds": {
-            mode: {part: [sample[part] for sample in samples] for part in PARTS} for mode, samples in parts.items()
-        },
     }
 
 
@@ -189,19 +193,28 @@ def tables(result: Result) -> list[Table]:
     outages, totals, parts = [], [], []
     for load in result["loads"]:
         restart, copy = load["restart_seconds"], load["rsync_seconds"]
-        idle, writing = load.get("idle_outage_seconds", []), load.get("writing_outage_seconds", [])
-        outages.append(
-            [
-                load["label"],
-                milliseconds(restart),
-                milliseconds(idle),
-                ratio(idle, restart),
-                milliseconds(writing),
-                ratio(writing, restart),
-                milliseconds(load.get("by_hand_outage_seconds", [])),
-                str(load["acknowledged_records_lost"]),
-            ]
-        )
+        for kind, kept in load["kinds"].items():
+            found = kept["outage_seconds"]
+            outages.append(
+                [
+                    load["label"],
+                    kind,
+                    milliseconds(found),
+                    milliseconds(restart),
+                    ratio(found, restart),
+                    milliseconds(load.get("by_hand_outage_seconds", [])),
+                    str(load["acknowledged_records_lost"]),
+                ]
+            )
+            parts.append(
+                [
+                    f"{load['label']}, {kind}",
+                    *(
+                        milliseconds([statistics.median(sample[part] for sample in kept["parts_seconds"])])
+                        for part in PARTS
+                    ),
+                ]
+            )
         total, filled = load.get("idle_total_seconds", []), load.get("idle_filled_seconds", [])
         busy = load.get("writing_total_seconds", [])
         totals.append(
@@ -217,21 +230,14 @@ def tables(result: Result) -> list[Table]:
                 ratio(busy, copy),
             ]
         )
-        for mode in ("idle", "writing"):
-            figures = load["parts_seconds"][mode]
-            if figures[PARTS[0]]:
-                parts.append(
-                    [f"{load['label']}, {mode}", *(milliseconds([statistics.median(figures[p])]) for p in PARTS)]
-                )
     return [
         Table(
             "Outage, ms",
             (
                 "data",
+                "client, start",
+                "migration",
                 "docker restart",
-                "migration, idle",
-                "ratio",
-                "migration, writing",
                 "ratio",
                 "stop-rsync-start",
                 "acknowledged records lost",
@@ -256,7 +262,7 @@ def tables(result: Result) -> list[Table]:
         Table(
             "Where the outage goes, ms (medians)",
             ("data", *PARTS),
-            parts or [[NOTHING] * (len(PARTS) + 1)],
+            parts,
             [
                 "*stop* runs from the client's last answer until Docker's stop has returned; *first answer* from the event "
                 "`target_started` to the client's first answer, and is below zero where the service answered before the "
@@ -269,16 +275,18 @@ def tables(result: Result) -> list[Table]:
 def plots(result: Result) -> dict[str, str]:
     """Outage by data set."""
     labels = [load["label"] for load in result["loads"]]
-    kinds = {
-        "docker restart": "restart_seconds",
-        "migration, idle": "idle_outage_seconds",
-        "migration, writing": "writing_outage_seconds",
-        "stop-rsync-start": "by_hand_outage_seconds",
-    }
-    series = {
-        name: [statistics.median(load[key]) * 1000 if load.get(key) else None for load in result["loads"]]
-        for name, key in kinds.items()
-    }
+
+    def middle(values: list[float]) -> float | None:
+        return statistics.median(values) * 1000 if values else None
+
+    series = {"docker restart": [middle(load["restart_seconds"]) for load in result["loads"]]}
+    for client, start in KINDS:
+        kind = f"{client}, {start}"
+        if any(kind in load["kinds"] for load in result["loads"]):
+            series[f"migration, {kind}"] = [
+                middle(load["kinds"].get(kind, {}).get("outage_seconds", [])) for load in result["loads"]
+            ]
+    series["stop-rsync-start"] = [middle(load.get("by_hand_outage_seconds", [])) for load in result["loads"]]
     return {"outage.svg": bars("Outage as a client sees it (ms, logarithmic)", labels, series, logarithmic=True)}
 
 
@@ -290,7 +298,7 @@ CASE = Case(
         "each migration the same container is restarted once with `docker restart`, and the tree copied once with "
         "`rsync -a`, sync included. Outage is the time between the last answer here and the first answer there (of a restart: the longest between two "
         "answers) to a client outside of the hosts that asks every millisecond. *Idle*: the client only reads, so nothing changes. *Writing*: it writes all the time, and "
-        "looks afterwards for every record that was acknowledged. *All data there* ends with `fill_finished`; *verified and "
+        "looks afterwards for every record that was acknowledged. *Warm* and *cold*: how the target starts the container. *All data there* ends with `fill_finished`; *verified and "
         "released* with `completed`, when every byte has been read again on both hosts and compared."
     ),
     run=run,
