@@ -224,13 +224,7 @@ class Service:
         Returns the newest revision among requests or controls; 0 for histories, which are known one by one.
         """
         if prefix == self._keys.migrations:
-            result = self._store.heads()
-            for where, why in result.broken.items():
-                self._halt(where, why)
-            self._heads, self._heads_known = result.heads, True
-            for migration, head in result.heads.items():
-                if not head.terminal:
-                    self._advance(migration)
+            self._read_all()
             return 0
         found = self._store.range(prefix)
         for item in found:
@@ -239,6 +233,28 @@ class Service:
             else:
                 self._control(item.key[len(prefix) :], item.key)
         return max((item.mod_revision for item in found), default=0)
+
+    def _read_all(self) -> None:
+        """Fold every history that is under way, and go on with each."""
+        began = time.monotonic()
+        found = self._store.histories()
+        for where, why in found.broken.items():
+            self._halt(where, why)
+        self._heads, self._heads_known = found.heads, True
+        for migration, events in found.events.items():
+            tracked = self._tracked.get(migration)
+            if tracked is None and migration not in self._halted:
+                tracked = Tracked()
+                try:
+                    tracked.extend(events)
+                except SchemaError as error:
+                    self._halt(migration, str(error))
+                    continue
+                self._tracked[migration] = tracked
+            newest = tracked.last if tracked is not None else None
+            self._advance(migration, read=newest is None or newest.digest != found.heads[migration].digest)
+        seconds = round(time.monotonic() - began, 3)
+        self._log.info("caught up", migrations=len(found.heads), under_way=len(found.events), seconds=seconds)
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -361,12 +377,15 @@ class Service:
 
     # --- migrations ----------------------------------------------------------------------------
 
-    def _advance(self, migration: str) -> None:
-        """Give whatever orders the history calls for now."""
+    def _advance(self, migration: str, *, read: bool = True) -> None:
+        """Give whatever orders the history calls for now. Without ``read``: what is tracked has just been read.
+
+        An append that follows from what is no longer the end of the history conflicts, and everything is read then.
+        """
         if migration in self._halted:
             return
-        for _ in range(MAX_CONFLICTS):
-            tracked = self._read(migration)
+        for attempt in range(MAX_CONFLICTS):
+            tracked = self._read(migration) if read or attempt else self._tracked.get(migration)
             if tracked is None or tracked.last is None:
                 return
             decision = lifecycle.decide(tracked.state)

@@ -63,6 +63,10 @@ _CHANNEL_OPTIONS = [
     # Without it channels of equal options share one connection, and watches would not have their own.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+if hasattr(grpc._common, "MAXIMUM_WAIT_TIMEOUT"):
+    # A thread that waits for an answer is told when it comes; gRPC has it look ten times a second nevertheless, for the
+    # sake of Python 2. That is most of what an idle agent would cost.
+    grpc._common.MAXIMUM_WAIT_TIMEOUT = 5.0
 _WATCH_ID_FIELD, _FRAGMENT_FIELD, _RESPONSE_FRAGMENT_FIELD = 7, 8, 7
 """Fields of WatchCreateRequest and WatchResponse since etcd 3.4, which etcd3's older messages lack."""
 _PROGRESS_REQUEST = b"\x1a\x00"

@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 TICK_SECONDS = 30.0
 """A watch may be silent although something happened; consumers look for themselves this often (B9)."""
-STOP_POLL_SECONDS = 0.25
+STOP_POLL_SECONDS = 0.5
 """How soon an iterating consumer notices that it should stop."""
 
 

@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-
-import structlog
+from typing import TYPE_CHECKING
 
 from events import logs
 from events.connecting import connect
@@ -22,6 +21,9 @@ from hostd.service import Service
 from hostd.settings import HostSettings, load
 from hostd.transport import Transport
 from hostd.warm import shut_left_gates
+
+if TYPE_CHECKING:
+    import structlog
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 

@@ -29,7 +29,7 @@ import msgspec
 from events.errors import PermanentError
 from events.schema import FileRef
 from hostd.entry import DIGEST_BYTES, Entry, entry_problem, escape, order_key, unsupported
-from hostd.tree_compare import Difference, compare, tree_digest
+from hostd.tree_compare import Difference, compare, differences, tree_digest
 from hostd.tree_walk import observe, observe_all, usage, walk
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Entry",
     "compare",
     "decode_manifest",
+    "differences",
     "escape",
     "observe",
     "observe_all",

@@ -97,6 +97,7 @@ class Runner:
         self._closing = threading.Event()
         self._context: Context | None = None
         self._began = 0.0
+        self._effect_seconds: dict[str, float] = {}
         self._poke_at: float | None = None
         self._supervised_at = time.monotonic()
         self._supervisors = 0
@@ -284,6 +285,7 @@ class Runner:
             self._cancelled.set()
         self._log.info("step begins", step=step, seq=self.view.seq)
         self._began = time.monotonic()
+        self._effect_seconds = {}
         self._context = self._context_for(step)
 
     def _context_for(self, step: str) -> Context:
@@ -299,11 +301,15 @@ class Runner:
 
     def _perform(self, name: str, undo: bool) -> Any:
         assert self._context is not None, "a step begins before its effects"
-        with self._supervising if name in EXCLUSIVE else contextlib.nullcontext():
-            if undo:
-                return EFFECTS[name].undo(self._context)
-            self._context.check_cancelled()
-            return EFFECTS[name].run(self._context)
+        began = time.monotonic()
+        try:
+            with self._supervising if name in EXCLUSIVE else contextlib.nullcontext():
+                if undo:
+                    return EFFECTS[name].undo(self._context)
+                self._context.check_cancelled()
+                return EFFECTS[name].run(self._context)
+        finally:
+            self._effect_seconds[name] = round(time.monotonic() - began, 4)
 
     def _append(self, operation: Append) -> None:
         with self._reading:
@@ -321,7 +327,7 @@ class Runner:
 
     def _say_done(self, step: str) -> None:
         seconds = round(time.monotonic() - self._began, 4)
-        self._log.info("step done", step=step, seq=self.view.seq, seconds=seconds)
+        self._log.info("step done", step=step, seq=self.view.seq, seconds=seconds, effects=self._effect_seconds)
 
     def _say_failed(self, failed: Tell) -> None:
         self._log.warning(

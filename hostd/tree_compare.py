@@ -81,12 +81,17 @@ def compare(expected: Iterable[Entry], actual: Iterable[Entry]) -> Iterator[Diff
             yield Difference(right.path, "unexpected", None, right)
             right = next(rights, None)
         else:
-            for what in _differing(left, right):
-                yield Difference(left.path, what, left, right)
+            yield from differences(left, right)
             # Evaluated for both sides at every common path: each must learn the groups' first names.
             if left_links.first(left) != right_links.first(right) and left.kind == right.kind:
                 yield Difference(left.path, "hard links", left, right)
             left, right = next(lefts, None), next(rights, None)
+
+
+def differences(expected: Entry, actual: Entry) -> Iterator[Difference]:
+    """How two entries of the same path differ, hard links aside."""
+    for what in _differing(expected, actual):
+        yield Difference(expected.path, what, expected, actual)
 
 
 def _in_order(entries: Iterable[Entry], which: str) -> Iterator[Entry]:

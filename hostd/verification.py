@@ -27,7 +27,7 @@ from hostd.beneath import Beneath
 from hostd.entry import DIGEST_BYTES
 from hostd.federation import Union
 from hostd.fold import write_durably
-from hostd.manifest import Difference, Entry, compare, order_key, read_manifest, walk
+from hostd.manifest import Difference, Entry, compare, differences, order_key, read_manifest, walk
 from hostd.placement import METACOPY, OVERLAY_PREFIX, REDIRECT
 
 MOUNT_MARK = "mounted-at"
@@ -36,8 +36,13 @@ DIRTY_DIRECTORIES = "directories-dirty"
 MAX_DIFFERENCES = 1000
 """Kept for the report; all are counted."""
 WORKERS = 2
-PENDING = 64
+PENDING_BATCHES = 8
+BATCH_FILES, BATCH_BYTES = 32, 4 * 1024 * 1024
 READ_BYTES = 1024 * 1024
+
+_Agreed = list[tuple[Entry, bytes]]
+"""Files that agree in everything but their contents, which remain to be compared: as the source had them, and where the
+contents lie here."""
 
 
 @dataclass
@@ -119,6 +124,7 @@ class _Tree:
         self.union = union
         folded = not union.stage.exists()
         self.root = union.place if folded or union.state().settled else union.upper_tree
+        self.prefix = os.fsencode(self.root) + b"/"
         evidence = kept if folded and kept is not None else union.stage
         self.since_ns = (evidence / MOUNT_MARK).stat().st_mtime_ns
         self._inodes: dict[bytes, int] = {}
@@ -168,12 +174,11 @@ def verify(manifest: Path, union: Union, *, check: Callable[[], None] = lambda: 
         _verify_file(manifest, tree, found)
         return found
     with Beneath(tree.root) as inside, ThreadPoolExecutor(WORKERS, thread_name_prefix="verify") as pool:
-        pending: deque[tuple[Entry, Future[bytes]]] = deque()
-        agreed = _pairs(manifest, tree, inside, found)
-        for expected, contents in agreed:
+        pending: deque[tuple[_Agreed, Future[list[bytes]]]] = deque()
+        for batch in _batched(_pairs(manifest, tree, inside, found)):
             check()
-            pending.append((expected, pool.submit(_digest, contents)))
-            while len(pending) > PENDING:
+            pending.append((batch, pool.submit(_digests, batch)))
+            while len(pending) > PENDING_BATCHES:
                 _settle(*pending.popleft(), tree, inside, found)
         while pending:
             check()
@@ -198,12 +203,26 @@ def changed_entries(union: Union, directory: Path) -> Iterator[Entry]:
             yield msgspec.structs.replace(plain, stale=stale)
 
 
-def _pairs(manifest: Path, tree: _Tree, inside: Beneath, found: Found) -> Iterator[tuple[Entry, Path]]:
+def _batched(agreed: Iterator[tuple[Entry, bytes]]) -> Iterator[_Agreed]:
+    """What one task of a digesting thread gets: a hand-over costs more than to read a small file."""
+    batch: _Agreed = []
+    size_bytes = 0
+    for expected, contents in agreed:
+        batch.append((expected, contents))
+        size_bytes += expected.size
+        if len(batch) >= BATCH_FILES or size_bytes >= BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _pairs(manifest: Path, tree: _Tree, inside: Beneath, found: Found) -> Iterator[tuple[Entry, bytes]]:
     """Compare names and metadata; yield the regular files whose contents remain to be compared."""
 
     def expected() -> Iterator[Entry]:
         for entry in read_manifest(manifest):
-            yield msgspec.structs.replace(entry, link_group=0)
+            yield msgspec.structs.replace(entry, link_group=0) if entry.link_group else entry
 
     for left, right in _merged(expected(), walk(tree.root)):
         if right is None:
@@ -219,11 +238,11 @@ def _pairs(manifest: Path, tree: _Tree, inside: Beneath, found: Found) -> Iterat
             else:
                 found.add(Difference(right.path, "unexpected", None, right))
             continue
-        differences = list(compare([left], [_without_marks(right)]))
+        differing = list(differences(left, _without_marks(right)))
         if tree.changed(inside, right.path):
             found.changed += 1
-        elif differences:
-            for difference in differences:
+        elif differing:
+            for difference in differing:
                 found.add(difference)
         elif right.kind == "f":
             found.files += 1
@@ -236,31 +255,37 @@ def _pairs(manifest: Path, tree: _Tree, inside: Beneath, found: Found) -> Iterat
 def _merged(lefts: Iterator[Entry], rights: Iterator[Entry]) -> Iterator[tuple[Entry | None, Entry | None]]:
     left, right = next(lefts, None), next(rights, None)
     while left is not None or right is not None:
-        if right is None or (left is not None and order_key(left.path) < order_key(right.path)):
-            yield left, None
-            left = next(lefts, None)
-        elif left is None or order_key(right.path) < order_key(left.path):
-            yield None, right
-            right = next(rights, None)
-        else:
+        if left is not None and right is not None and left.path == right.path:  # nearly always
             yield left, right
             left, right = next(lefts, None), next(rights, None)
+        elif right is None or (left is not None and order_key(left.path) < order_key(right.path)):
+            yield left, None
+            left = next(lefts, None)
+        else:
+            yield None, right
+            right = next(rights, None)
 
 
 def _without_marks(entry: Entry) -> Entry:
+    if not entry.xattrs and not entry.link_group:
+        return entry
     kept = tuple(pair for pair in entry.xattrs if not pair[0].startswith(OVERLAY_PREFIX))
     return msgspec.structs.replace(entry, xattrs=kept, link_group=0)
 
 
-def _contents(tree: _Tree, entry: Entry) -> Path:
+def _contents(tree: _Tree, entry: Entry) -> bytes:
     """The file that holds the contents: the replica's for a placeholder."""
     xattrs = dict(entry.xattrs)
     if METACOPY in xattrs:
-        return tree.union.replica / os.fsdecode(xattrs[REDIRECT].lstrip(b"/"))
-    return tree.root / os.fsdecode(entry.path)
+        return os.fsencode(tree.union.replica) + b"/" + xattrs[REDIRECT].lstrip(b"/")
+    return tree.prefix + entry.path
 
 
-def _digest(file: Path) -> bytes:
+def _digests(batch: _Agreed) -> list[bytes]:
+    return [_digest(contents) for _, contents in batch]
+
+
+def _digest(file: bytes) -> bytes:
     state = hashlib.blake2b(digest_size=DIGEST_BYTES)
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -274,13 +299,14 @@ def _digest(file: Path) -> bytes:
     return state.digest()
 
 
-def _settle(expected: Entry, digest: Future[bytes], tree: _Tree, inside: Beneath, found: Found) -> None:
-    if digest.result() == expected.digest:
-        return
-    if tree.changed(inside, expected.path):  # while it was being read
-        found.changed += 1
-        return
-    found.add(Difference(expected.path, "contents", expected, None))
+def _settle(batch: _Agreed, digests: Future[list[bytes]], tree: _Tree, inside: Beneath, found: Found) -> None:
+    for (expected, _), digest in zip(batch, digests.result(), strict=True):
+        if digest == expected.digest:
+            continue
+        if tree.changed(inside, expected.path):  # while it was being read
+            found.changed += 1
+        else:
+            found.add(Difference(expected.path, "contents", expected, None))
 
 
 def _verify_file(manifest: Path, tree: _Tree, found: Found) -> None:

@@ -69,11 +69,15 @@ class Connection:
 
 @dataclass
 class Witness:
-    """Writes to whichever of ``addresses`` answers, as fast as one connection can or every ``pause_seconds``."""
+    """Writes to whichever of ``addresses`` answers, as fast as one connection can or every ``pause_seconds``.
+
+    With ``writing`` off it only asks, and changes nothing.
+    """
 
     addresses: list[str]
     port: int
     pause_seconds: float = 0.001
+    writing: bool = True
     answers: list[Answer] = field(default_factory=list)
     attempted: int = 0
 
@@ -125,7 +129,10 @@ class Witness:
                 if connection is None:
                     connection = Connection(address, self.port)
                 self.attempted += 1
-                connection.call(b"RPUSH", LIST_KEY, b"%d" % self.attempted)
+                if self.writing:
+                    connection.call(b"RPUSH", LIST_KEY, b"%d" % self.attempted)
+                else:
+                    connection.call(b"PING")
                 self.answers.append(Answer(self.attempted, time.monotonic(), address))
                 self._stop.wait(self.pause_seconds)
             except OSError:

@@ -8,7 +8,7 @@ import pytest
 
 from events.errors import ChainError, ConflictError, LostLeadershipError, SchemaError, StoreUnavailableError
 from events.memory import Fault
-from events.schema import Event, PrepareOrdered, decode_event, decode_head, encode_head, head_after, next_event
+from events.schema import Aborted, Event, PrepareOrdered, decode_event, decode_head, encode_head, head_after, next_event
 from events.store import MAX_TRANSACTION_OPERATIONS, PAGE_KEYS, Compare, LeaderGuard, Put, Store
 from tests.contract.conftest import Bench
 from tests.support.records import STAMPER, append, failed, history, requested
@@ -348,6 +348,41 @@ def test_heads_lists_every_migration_and_names_the_broken_ones(bench: Bench) -> 
         bench.keys.migrations + "m3",
         bench.keys.migrations + "bad id/\udcff\udc80",
     }
+
+
+def test_histories_are_what_reading_each_one_would_give(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("events.store.PAGE_KEYS", 7)
+    for number in range(12):
+        history(bench.store, f"m{number}", 1 + number % 3)
+    bench.store.put(bench.keys.migrations + "m3/zzz", b"after the head")
+    found, heads = bench.store.histories(), bench.store.heads()
+    assert found.heads == heads.heads
+    assert found.events == {migration: bench.store.read(migration) for migration in heads.heads}
+    assert not found.broken
+
+
+def test_histories_leave_out_the_events_of_what_has_ended(bench: Bench) -> None:
+    event = append(bench.store, "ended", None)
+    append(bench.store, "ended", event, Aborted())
+    append(bench.store, "under-way", None)
+    found = bench.store.histories()
+    assert set(found.heads) == {"ended", "under-way"}
+    assert set(found.events) == {"under-way"}
+
+
+def test_histories_name_what_cannot_be_used_and_still_give_the_rest(bench: Bench) -> None:
+    """B15: a history that was cut is an alarm, never an absence, and holds up nobody else."""
+    history(bench.store, "whole", 3)
+    history(bench.store, "cut", 3)
+    bench.store.delete(bench.keys.event("cut", 3))
+    bench.store.put(bench.keys.head("unreadable"), b"\xff{")
+    bench.store.put(bench.keys.event("headless", 1), b"{}")
+    bench.store.put(bench.keys.migrations + "m3", b"a key with no slash")
+    bench.store.put(bench.keys.migrations + "bad id/\udcff\udc80", b"bytes that are no UTF-8")
+    found = bench.store.histories()
+    assert set(found.events) == {"whole"}
+    assert set(found.heads) == {"whole", "cut"}
+    assert set(found.broken) == set(bench.store.heads().broken) | {"cut"}
 
 
 def test_no_migrations_means_no_heads(bench: Bench) -> None:

@@ -1,0 +1,7 @@
+"""``python -m benchkit``."""
+
+import sys
+
+from benchkit.cli import main
+
+sys.exit(main())
