@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from events.errors import PermanentError
@@ -30,9 +31,9 @@ class PackImage(Effect):
         if wanted.image_id != prepared.image_id:
             raise PermanentError(f"the target asks for the image {wanted.image_id!r}, which is not the container's")
         layers = read_spec(context.directory / "spec.json", prepared.spec).image_layers
-        _check_space(context, prepared.image_id)
+        size_bytes = _check_space(context, prepared.image_id)
         packed = pack(
-            context.bench.engine.save_image([prepared.image_id]),
+            _told(context, context.bench.engine.save_image([prepared.image_id]), size_bytes),
             context.directory / ARCHIVE,
             layers_to_leave_out(layers, wanted.layers),
             context.cancelled,
@@ -45,10 +46,21 @@ class PackImage(Effect):
         }
 
 
-def _check_space(context: Context, image_id: str) -> None:
+def _check_space(context: Context, image_id: str) -> int:
+    """The image's size as Docker tells it, bytes. Raises PermanentError when that may not fit."""
     size_bytes = int((context.bench.engine.image_inspect(image_id) or {}).get("Size") or 0)
     free_bytes = shutil.disk_usage(context.directory).free
     if size_bytes > free_bytes:
         raise PermanentError(
             f"{context.host} has {free_bytes} bytes free in {context.directory}, packing the image may need {size_bytes}"
         )
+    return size_bytes
+
+
+def _told(context: Context, pieces: Iterable[bytes], total_bytes: int) -> Iterator[bytes]:
+    """Say how much of the image has been read; layers that do not travel are read too."""
+    done_bytes = 0
+    for piece in pieces:
+        done_bytes += len(piece)
+        context.progress({"phase": "image", "bytes": done_bytes, "total_bytes": max(total_bytes, done_bytes)})
+        yield piece
