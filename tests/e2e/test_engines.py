@@ -210,6 +210,22 @@ def test_a_redis_in_use_moves_between_engines_and_rolls_back_without_losing_a_re
     fleet.assert_sound(migration)
 
 
+@pytest.mark.parametrize(("source", "target"), [("alpha", "delta"), ("delta", "alpha")])
+def test_an_image_is_pulled_into_a_store_of_another_kind(fleet: Fleet, source: str, target: str) -> None:
+    """F8 F11: what comes from the registry is known to be the same image."""
+    tag = f"{fleet.registry(source)}/shop/from-{source}:1"
+    build(fleet, source, tag)
+    said = fleet.docker[source].images.push(tag)
+    assert '"error"' not in said
+    (digest,) = set(fleet.docker[source].images.get(tag).attrs["RepoDigests"])
+    fleet.sleeper("pulled", host=source, image=tag)
+    events = fleet.migrate(f"pulled-{source}", "pulled", source=source, target=target, image="pull")
+    assert "image_wanted" not in {event.type for event in events}
+    assert fleet.present(target, "pulled").attrs["Config"]["Image"] == tag
+    for name in (digest, tag):
+        assert fleet.docker[target].images.get(name).id == image_of(fleet, target, "pulled")
+
+
 def part_of_a_volume(fleet: Fleet, name: str) -> None:
     """A container on gamma that sees only the directory ``part`` of its volume."""
     place = fleet.volume("gamma", f"{name}-data")
