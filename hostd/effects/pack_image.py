@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
-from events.errors import PermanentError
+from events.errors import PermanentError, RefusedError
 from events.schema import ImageWanted
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.image_archive import layers_to_leave_out, pack
+from hostd.image_archive import layers_missing, layers_to_leave_out, pack
 from hostd.spec_file import read_spec
 
 ARCHIVE = "image.tar"
@@ -32,13 +32,15 @@ class PackImage(Effect):
             raise PermanentError(f"the target asks for the image {wanted.image_id!r}, which is not the container's")
         layers = read_spec(context.directory / "spec.json", prepared.spec).image_layers
         size_bytes = _check_space(context, prepared.image_id)
+        without = layers_to_leave_out(layers, wanted.layers)
         packed = pack(
             _told(context, context.bench.engine.save_image([prepared.image_id]), size_bytes),
             context.directory / ARCHIVE,
-            layers_to_leave_out(layers, wanted.layers),
+            without,
             context.cancelled,
             blobs=wanted.blobs,
         )
+        _check_whole(context, layers, without)
         return {
             "archive": packed.archive,
             "layers": len(layers) - len(wanted.layers),
@@ -55,6 +57,20 @@ def _check_space(context: Context, image_id: str) -> int:
             f"{context.host} has {free_bytes} bytes free in {context.directory}, packing the image may need {size_bytes}"
         )
     return size_bytes
+
+
+def _check_whole(context: Context, layers: Sequence[str], without: frozenset[str]) -> None:
+    """containerd's store may lack parts of an image that runs, and ``docker save`` says nothing of it."""
+    missing = set(layers_missing(context.directory / ARCHIVE, layers).values()) - without
+    if missing:
+        (context.directory / ARCHIVE).unlink()
+        raise RefusedError(
+            [
+                f"Docker on {context.host} runs the image, but has not kept all parts of it, so it cannot be carried to the "
+                f"target (missing: {', '.join(sorted(missing))}); bring the image to the target first, or ask with "
+                "'image: pull'"
+            ]
+        )
 
 
 def _told(context: Context, pieces: Iterable[bytes], total_bytes: int) -> Iterator[bytes]:

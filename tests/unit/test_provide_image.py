@@ -77,7 +77,7 @@ class Store:
     def image_inspect(self, reference: str) -> dict[str, Any] | None:
         return self.kept.get(self.tags.get(reference, reference))
 
-    def image_of(self, image_id: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    def image_of(self, image_id: str, identity: Mapping[str, Any], _names: Sequence[str] = ()) -> dict[str, Any] | None:
         return next((one for one in self.kept.values() if is_same(one, image_id, identity)), None)
 
     def save_image(self, _references: Sequence[str]) -> Iterable[bytes]:
