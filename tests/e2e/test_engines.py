@@ -119,7 +119,7 @@ def told_by(container: Container) -> dict[str, object]:
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_a_container_moves_between_engines_and_stores_and_back(fleet: Fleet, source: str, target: str) -> None:
-    """F8 F11: the same image has another id in another kind of store; each is found by what is in it."""
+    """F8, F11: the same image has another id in another kind of store; each is found by what is in it."""
     name, tag = f"web-{source}-{target}", f"shop/{source}-{target}:1"
     build(fleet, source, tag)
     fleet.sleeper(
@@ -212,7 +212,7 @@ def test_a_redis_in_use_moves_between_engines_and_rolls_back_without_losing_a_re
 
 @pytest.mark.parametrize(("source", "target"), [("alpha", "delta"), ("delta", "alpha")])
 def test_an_image_is_pulled_into_a_store_of_another_kind(fleet: Fleet, source: str, target: str) -> None:
-    """F8 F11: what comes from the registry is known to be the same image."""
+    """F8, F11: what comes from the registry is known to be the same image."""
     tag = f"{fleet.registry('alpha')}/shop/from-{source}:1"
     build(fleet, source, tag)
     said = fleet.docker[source].images.push(tag)
