@@ -127,7 +127,7 @@ class ContainerCalls(ImageCalls):
         named = self.image_inspect(spec.image_reference)
         if named is not None and is_same(named, spec.image_id, spec.image_identity):
             return spec.image_reference
-        found = self.image_of(spec.image_id, spec.image_identity)
+        found = self.image_of(spec.image_id, spec.image_identity, (*spec.image_digests, *spec.image_tags))
         return spec.image_id if found is None else str(found["Id"])
 
     def _own(self, name: str, labels: Mapping[str, str]) -> str | None:

@@ -6,7 +6,7 @@ Packing and loading are streams and stand in hostd/engine.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from events.errors import PermanentError
@@ -31,13 +31,19 @@ class ImageCalls(Calls):
         except MissingError:
             return None
 
-    def image_of(self, image_id: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    def image_of(self, image_id: str, identity: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, Any] | None:
         """The description of the image with this id, or else of the one with this identity (hostd/image_identity.py),
-        which a store of the other kind calls by another id; None when it is not here."""
+        which a store of the other kind calls by another id; None when it is not here.
+
+        ``names`` are tried first: containerd's store does not list an image of which it has not all parts, such as one
+        that was pulled while some of its layers were here.
+        """
         found = self.image_inspect(image_id)
         if found is not None or not identity:
             return found
-        return next((image for image in self.images() if is_same(image, image_id, identity)), None)
+        named = (self.image_inspect(name) for name in names)
+        known = (image for image in named if image is not None)
+        return next((image for image in (*known, *self.images()) if is_same(image, image_id, identity)), None)
 
     def image_tag(self, image_id: str, reference: str) -> None:
         """Give the image one more name. An image that had the name loses it."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import signal
 import struct
 import threading
@@ -38,6 +39,7 @@ MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 AT_EMPTY_PATH, AT_FDCWD = 0x1000, -100
 MOUNT_ATTR_RDONLY = 0x1
 MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
 WALL = 0x40000000
@@ -172,25 +174,48 @@ def _put(pid: int, root: int, one: Graft, *, read_only: bool) -> None:
     try:
         attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY if read_only else 0, 0, MS_PRIVATE, 0)
         _syscall(SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH, attributes, len(attributes), what="setting up the mount")
-        where = _resolve(root, one.destination)
         namespace = _open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+        covering = _mounts_at(pid, one.destination)
         try:
-            _in_thread(lambda: _move(namespace, tree, where))
+            _in_thread(lambda: _replace(namespace, root, one.destination, covering, tree))
         finally:
             os.close(namespace)
-            os.close(where)
         if _identity_in(root, one.destination) != _identity(os.stat(one.place)):
             raise GraftError(f"{one.destination} of the container is not the tree that belongs there")
     finally:
         os.close(tree)
 
 
-def _move(namespace: int, tree: int, where: int) -> None:
-    """In a thread of its own, which never comes back from the container's mount namespace."""
+def _mounts_at(pid: int, destination: str) -> int:
+    """How many mounts lie upon each other there, as the process sees it."""
+    wanted = os.fsencode(destination.rstrip("/"))
+    points = [line.split(b" ")[4] for line in Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()]
+    plain = (re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), point) for point in points)
+    return sum(point == wanted for point in plain)
+
+
+def _replace(namespace: int, root: int, destination: str, covering: int, tree: int) -> None:
+    """In a thread of its own, which never comes back from the container's mount namespace.
+
+    What Docker mounted is taken away, not covered: it is the directory that was the mount's place before the tree took
+    it, and when that is removed on the host, the kernel takes away whatever any namespace has mounted on it.
+    """
     _check(_libc.unshare(CLONE_FS), "leaving the shared file system view")
     _check(_libc.setns(namespace, CLONE_NEWNS), "entering the container's mount namespace")
-    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-    _syscall(SYS_MOVE_MOUNT, tree, b"", where, b"", flags, what="moving the mount into the container")
+    for _ in range(covering):
+        where = _resolve(root, destination)
+        try:
+            os.fchdir(where)
+        finally:
+            os.close(where)
+        _check(_libc.umount2(b".", MNT_DETACH), "taking away what Docker mounted")
+    os.chdir("/")
+    where = _resolve(root, destination)
+    try:
+        flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+        _syscall(SYS_MOVE_MOUNT, tree, b"", where, b"", flags, what="moving the mount into the container")
+    finally:
+        os.close(where)
 
 
 def _resolve(root: int, path: str) -> int:

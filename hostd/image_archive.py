@@ -161,7 +161,7 @@ def complete(
     ``layers`` are the diff ids of the image in ``file``, ``pieces`` the ``docker save`` stream of the other one.
     Returns how many were put back. Raises PermanentError when one is not there; CancelledError.
     """
-    lacking = _lacking(file, layers)
+    lacking = layers_missing(file, layers)
     found = 0
     with _reading(pieces, cancelled) as arriving:
         for member in arriving:
@@ -188,8 +188,11 @@ def complete(
     return found
 
 
-def _lacking(file: Path, layers: Sequence[str]) -> dict[str, str]:
-    """The members that the archive speaks of and does not have: the diff id of each, by its name."""
+def layers_missing(file: Path, layers: Sequence[str]) -> dict[str, str]:
+    """The layers that the archive speaks of and does not have: the diff id of each, by its member's name.
+
+    ``layers`` are all diff ids of the image. Raises PermanentError when the archive is of another one.
+    """
     with tarfile.open(file) as tar:
         members = {posixpath.normpath(member.name): member for member in tar}
         described = members.get("manifest.json")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
-from events.errors import PermanentError
+from events.errors import PermanentError, RefusedError
 from events.schema import ImageWanted
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.image_archive import layers_to_leave_out, pack
+from hostd.image_archive import layers_missing, layers_to_leave_out, pack
 from hostd.spec_file import read_spec
 
 ARCHIVE = "image.tar"
@@ -30,14 +31,16 @@ class PackImage(Effect):
         if wanted.image_id != prepared.image_id:
             raise PermanentError(f"the target asks for the image {wanted.image_id!r}, which is not the container's")
         layers = read_spec(context.directory / "spec.json", prepared.spec).image_layers
-        _check_space(context, prepared.image_id)
+        size_bytes = _check_space(context, prepared.image_id)
+        without = layers_to_leave_out(layers, wanted.layers)
         packed = pack(
-            context.bench.engine.save_image([prepared.image_id]),
+            _told(context, context.bench.engine.save_image([prepared.image_id]), size_bytes),
             context.directory / ARCHIVE,
-            layers_to_leave_out(layers, wanted.layers),
+            without,
             context.cancelled,
             blobs=wanted.blobs,
         )
+        _check_whole(context, layers, without)
         return {
             "archive": packed.archive,
             "layers": len(layers) - len(wanted.layers),
@@ -45,10 +48,35 @@ class PackImage(Effect):
         }
 
 
-def _check_space(context: Context, image_id: str) -> None:
+def _check_space(context: Context, image_id: str) -> int:
+    """The image's size as Docker tells it, bytes. Raises PermanentError when that may not fit."""
     size_bytes = int((context.bench.engine.image_inspect(image_id) or {}).get("Size") or 0)
     free_bytes = shutil.disk_usage(context.directory).free
     if size_bytes > free_bytes:
         raise PermanentError(
             f"{context.host} has {free_bytes} bytes free in {context.directory}, packing the image may need {size_bytes}"
         )
+    return size_bytes
+
+
+def _check_whole(context: Context, layers: Sequence[str], without: frozenset[str]) -> None:
+    """containerd's store may lack parts of an image that runs, and ``docker save`` says nothing of it."""
+    missing = set(layers_missing(context.directory / ARCHIVE, layers).values()) - without
+    if missing:
+        (context.directory / ARCHIVE).unlink()
+        raise RefusedError(
+            [
+                f"Docker on {context.host} runs the image, but has not kept all parts of it, so it cannot be carried to the "
+                f"target (missing: {', '.join(sorted(missing))}); bring the image to the target first, or ask with "
+                "'image: pull'"
+            ]
+        )
+
+
+def _told(context: Context, pieces: Iterable[bytes], total_bytes: int) -> Iterator[bytes]:
+    """Say how much of the image has been read; layers that do not travel are read too."""
+    done_bytes = 0
+    for piece in pieces:
+        done_bytes += len(piece)
+        context.progress({"phase": "image", "bytes": done_bytes, "total_bytes": max(total_bytes, done_bytes)})
+        yield piece

@@ -36,6 +36,7 @@ class _Brought(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_id: str
     """On the source."""
     names: tuple[str, ...]
+    """Tags that meant nothing here, and digests by which it may have been pulled."""
     identity: dict[str, Any] = {}
 
 
@@ -63,7 +64,7 @@ class ProvideImage(Effect):
         (context.directory / ARCHIVE).unlink(missing_ok=True)
         brought = _brought(context)
         engine = context.bench.engine
-        image = None if brought is None else engine.image_of(brought.image_id, brought.identity)
+        image = None if brought is None else engine.image_of(brought.image_id, brought.identity, brought.names)
         if brought is None or image is None:
             return None
         image_id = str(image["Id"])
@@ -81,7 +82,8 @@ class ProvideImage(Effect):
 
 def _find(context: Context) -> dict[str, Any] | None:
     spec = load_spec(context)
-    return context.bench.engine.image_of(context.view.source_prepared.image_id, spec.image_identity)
+    names = (*spec.image_digests, *spec.image_tags)
+    return context.bench.engine.image_of(context.view.source_prepared.image_id, spec.image_identity, names)
 
 
 def _wanted(context: Context) -> dict[str, Any]:
@@ -181,10 +183,13 @@ def _note(context: Context) -> None:
     if _brought(context) is not None:
         return
     prepared = context.view.source_prepared
-    names = tuple(name for name in prepared.image_tags if context.bench.engine.image_inspect(name) is None)
+    spec = load_spec(context)
+    names = tuple(
+        name for name in (*prepared.image_tags, *spec.image_digests) if context.bench.engine.image_inspect(name) is None
+    )
     place = _marker(context)
     draft = place.with_suffix(".part")
-    draft.write_bytes(msgspec.json.encode(_Brought(prepared.image_id, names, load_spec(context).image_identity)))
+    draft.write_bytes(msgspec.json.encode(_Brought(prepared.image_id, names, spec.image_identity)))
     draft.replace(place)
 
 
@@ -195,7 +200,7 @@ def _give_names(context: Context) -> tuple[str, ...]:
         return ()
     engine = context.bench.engine
     for name in brought.names:
-        if engine.image_inspect(name) is None:
+        if "@" not in name and engine.image_inspect(name) is None:
             engine.image_tag(str(image["Id"]), name)
     taken = [
         f"the name {name} means another image on {context.host}, which keeps it"

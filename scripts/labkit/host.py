@@ -187,6 +187,7 @@ class Host:
             "hosts": ["unix:///run/docker.sock"],
             **store,
             "live-restore": self.spec.liverestore,
+            "insecure-registries": [f"{self._lab.subnet}.0/24"],  # one that a host of the lab runs, without TLS
             # the same on cgroup v1 and v2, and without a systemd to ask
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "cgroup-parent": self._lab.cgroup(self.spec.name),

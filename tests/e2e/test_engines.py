@@ -119,7 +119,7 @@ def told_by(container: Container) -> dict[str, object]:
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_a_container_moves_between_engines_and_stores_and_back(fleet: Fleet, source: str, target: str) -> None:
-    """F8 F11: the same image has another id in another kind of store; each is found by what is in it."""
+    """F8, F11: the same image has another id in another kind of store; each is found by what is in it."""
     name, tag = f"web-{source}-{target}", f"shop/{source}-{target}:1"
     build(fleet, source, tag)
     fleet.sleeper(
@@ -208,6 +208,22 @@ def test_a_redis_in_use_moves_between_engines_and_rolls_back_without_losing_a_re
     assert witness.missing_from(addresses[0]) == []
     fleet.assert_clean(target, migration)
     fleet.assert_sound(migration)
+
+
+@pytest.mark.parametrize(("source", "target"), [("alpha", "delta"), ("delta", "alpha")])
+def test_an_image_is_pulled_into_a_store_of_another_kind(fleet: Fleet, source: str, target: str) -> None:
+    """F8, F11: what comes from the registry is known to be the same image."""
+    tag = f"{fleet.registry('alpha')}/shop/from-{source}:1"
+    build(fleet, source, tag)
+    said = fleet.docker[source].images.push(tag)
+    assert '"error"' not in said
+    (digest,) = set(fleet.docker[source].images.get(tag).attrs["RepoDigests"])
+    fleet.sleeper("pulled", host=source, image=tag)
+    events = fleet.migrate(f"pulled-{source}", "pulled", source=source, target=target, image="pull")
+    assert "image_wanted" not in {event.type for event in events}
+    assert fleet.present(target, "pulled").attrs["Config"]["Image"] == tag
+    for name in (digest, tag):
+        assert fleet.docker[target].images.get(name).id == image_of(fleet, target, "pulled")
 
 
 def part_of_a_volume(fleet: Fleet, name: str) -> None:

@@ -197,6 +197,29 @@ def test_an_image_is_asked_of_its_registry_only_when_the_request_says_so(fleet: 
     fleet.assert_clean("beta", "pulled-1")
 
 
+def test_an_image_that_is_pulled_keeps_its_digest_and_the_container_its_name_for_it(fleet: Fleet) -> None:
+    """F8: asked for by digest, so a tag that has moved on in the registry means nothing."""
+    tag = f"{fleet.registry('alpha')}/shop/pulled:1"
+    image_id = build(fleet, tag, payload())
+    alpha, beta = fleet.docker["alpha"], fleet.docker["beta"]
+    alpha.images.push(tag)
+    (digest,) = alpha.images.get(image_id).attrs["RepoDigests"]
+    fleet.images = {**fleet.images, "by digest": digest}
+    fleet.sleeper("digested", image="by digest")
+    moved_on = build(fleet, tag, payload("/other"))
+    alpha.images.push(tag)
+    fleet.at_end(lambda: alpha.images.remove(image_id, force=True))
+    fleet.at_end(lambda: [row.remove(force=True) for row in alpha.containers.list(all=True)] and None)
+    events = fleet.migrate("digested-1", "digested", image="pull", on_release="remove")
+    assert "image_wanted" not in {event.type for event in events}
+    moved = fleet.present("beta", "digested").attrs
+    assert (moved["Image"], moved["Config"]["Image"]) == (image_id, digest)
+    assert beta.images.get(image_id).attrs["RepoDigests"] == [digest]
+    assert not has_image(fleet, "beta", moved_on)
+    fleet.present("beta", "digested").remove(force=True)
+    beta.images.remove(image_id, force=True)
+
+
 def test_what_the_image_has_at_a_mounts_place_does_not_appear_in_the_data(fleet: Fleet) -> None:
     """Docker fills an empty volume from the image; the source's volume is not empty of it by chance."""
     build(fleet, "shop/filled:1", "mkdir -p /data/inside && echo image > /data/from-image && echo x > /data/inside/x")

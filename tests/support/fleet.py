@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,24 @@ class Fleet:
     def policy(self, host: str, name: str) -> str:
         """The restart policy's name."""
         return str(self.present(host, name).attrs["HostConfig"]["RestartPolicy"]["Name"] or "no")
+
+    def registry(self, host: str) -> str:
+        """Run an image registry on the host until the test ends; returns its address, for names of images."""
+        where, port = self.lab.host(host), 5000
+        configuration = where.path("/tmp/registry.yml")
+        lines = ("version: 0.1", "storage: {filesystem: {rootdirectory: /tmp/registry}}", f"http: {{addr: ':{port}'}}")
+        configuration.write_text("\n".join(lines) + "\n")
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection((where.spec.address, port), timeout=1):
+                return True
+            return False
+
+        line = ["docker-registry", "serve", "/tmp/registry.yml"]
+        daemon = where.spawn("registry", line, ready=answers)
+        self.at_end(lambda: where.run(["rm", "-rf", "/tmp/registry", "/tmp/registry.yml"]) and None)
+        self.at_end(daemon.kill)
+        return f"{where.spec.address}:{port}"
 
     # --- data --------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 
 from events.errors import CancelledError, PermanentError
 from hostd.engine_images import split_reference
-from hostd.image_archive import complete, held_in, layers_present, layers_to_leave_out, pack, pieces_of
+from hostd.image_archive import complete, held_in, layers_missing, layers_present, layers_to_leave_out, pack, pieces_of
 
 BASE, MIDDLE, TOP = b"base" * 5000, b"middle" * 3000, b"top" * 7000
 
@@ -188,3 +188,14 @@ def test_a_manifest_that_cannot_be_of_that_image_is_refused(tmp_path: Path, mani
     (tmp_path / "image.tar").write_bytes(archive(("manifest.json", manifest)))
     with pytest.raises(PermanentError):
         complete(tmp_path / "image.tar", [digest(BASE)], in_pieces(archive(("x", BASE))))
+
+
+def test_an_archive_tells_which_of_its_layers_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "image.tar").write_bytes(save([("aa/layer.tar", BASE), ("bb/layer.tar", TOP)]))
+    assert layers_missing(tmp_path / "image.tar", [digest(BASE), digest(TOP)]) == {}
+    pack(
+        in_pieces(save([("aa/layer.tar", BASE), ("bb/layer.tar", TOP)])),
+        tmp_path / "image.tar",
+        frozenset({digest(TOP)}),
+    )
+    assert layers_missing(tmp_path / "image.tar", [digest(BASE), digest(TOP)]) == {"bb/layer.tar": digest(TOP)}

@@ -10,7 +10,7 @@ import pytest
 
 from labkit.errors import LabError
 from labkit.network import Cut, cut_rules, hardware_address
-from labkit.spec import HostSpec, LabSpec, load_spec, make_hosts
+from labkit.spec import HostSpec, LabSpec, load_spec, make_hosts, with_described
 from labkit.trust import coordinator_config, hostd_config, without_locked_root
 
 
@@ -26,6 +26,36 @@ def test_hosts_get_the_addresses_after_the_gateway() -> None:
         ("alpha", "10.77.0.2", "/"),
         ("beta", "10.77.0.3", "/"),
     ]
+
+
+def test_a_host_can_be_given_a_root_tree_and_options_for_its_docker() -> None:
+    hosts = make_hosts(("alpha", "gamma=debian13,containerd", "delta=liverestore"), "10.77.0")
+    assert [(host.name, host.root, host.containerd, host.liverestore) for host in hosts] == [
+        ("alpha", "/", False, False),
+        ("gamma", "debian13", True, False),
+        ("delta", "/", False, True),
+    ]
+
+
+@pytest.mark.parametrize("words", ["gamma=debian12", "gamma=x", "gamma= debian13", "=debian13"])
+def test_an_option_of_a_host_that_is_none_is_refused(words: str) -> None:
+    with pytest.raises(LabError):
+        make_hosts((words,), "10.77.0")
+
+
+def test_describing_a_host_describes_one_that_is_there_or_adds_it() -> None:
+    assert with_described(("alpha", "beta"), ["beta=containerd", "gamma=debian13"]) == [
+        "alpha",
+        "beta=containerd",
+        "gamma=debian13",
+    ]
+    assert with_described(("alpha",), []) == ["alpha"]
+
+
+def test_the_state_file_keeps_what_a_host_is(tmp_path: Path) -> None:
+    made = spec(tmp_path, hosts=make_hosts(("alpha", "gamma=debian13,containerd,liverestore"), "10.77.0"))
+    made.save()
+    assert load_spec(tmp_path) == made
 
 
 def test_the_interface_name_of_the_longest_lab_name_fits_the_kernel() -> None:
