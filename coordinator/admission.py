@@ -23,6 +23,8 @@ SPACE_MARGIN = 1.1
 """Free space that the target must have, as a multiple of the data: blocks, directories, rounding."""
 STRATEGIES = get_args(Strategy)
 MAX_DOWNTIME_BUDGET_SECONDS = 3600
+MAX_WITHOUT = 50
+MAX_NAME_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ def _is_int(low: int, high: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and low <= value <= high
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS and value.isprintable()
+
+
 _FIELDS: dict[str, _Field] = {
     "container": _Field(
         lambda v: isinstance(v, str) and valid_container_name(v), "the name of a container", required=True
@@ -67,6 +73,10 @@ _FIELDS: dict[str, _Field] = {
     "stop_timeout_seconds": _Field(lambda v: v is None or _is_int(0, 86400)(v), "a number of seconds from 0 to 86400"),
     "on_release": _Field(lambda v: v in ("keep", "remove"), "keep or remove"),
     "remote": _Field(lambda v: v in ("", "sshfs", "nfs"), "sshfs or nfs"),
+    "without": _Field(
+        lambda v: isinstance(v, list) and len(v) <= MAX_WITHOUT and all(map(_is_name, v)),
+        f'a list of at most {MAX_WITHOUT} names such as "device:/dev/kvm"',
+    ),
     "image": _Field(lambda v: v in ("transfer", "pull", "refuse"), "transfer, pull or refuse"),
     "start": _Field(lambda v: v in ("warm", "cold"), "warm or cold"),
 }
@@ -153,7 +163,11 @@ def _build(fields: dict[str, Any], reasons: list[str]) -> Request | None:
             reasons.append(f"{name!r} is {_shown(repr(fields[name]), 80)}, it must be {rule.words}")
     if fields.get("source") == fields.get("target") and isinstance(fields.get("source"), str):
         reasons.append(f"source and target are both {_shown(fields['source'], 80)!r}; they must differ")
-    return Request(**fields) if len(reasons) == before else None
+    if len(reasons) != before:
+        return None
+    if "without" in fields:
+        fields = {**fields, "without": tuple(fields["without"])}
+    return Request(**fields)
 
 
 def _possible(request: Request, world: World, reasons: list[str]) -> str:

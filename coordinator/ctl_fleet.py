@@ -30,6 +30,7 @@ REQUEST_OPTIONS = (
     "on_release",
     "image",
     "start",
+    "without",
 )
 
 # --- list ----------------------------------------------------------------------------------------
@@ -138,6 +139,7 @@ def _status_of(store: Store, options: argparse.Namespace) -> int:
         raise UsageError(f"there is no migration {options.id}; `cargoctl status` lists them all")
     state = lifecycle.fold(events)
     waiting = lifecycle.waiting_for(state)
+    warnings = [warning for event in events for warning in narrate.warnings(event.data)]
     progress = {
         item.key.rpartition("/")[2]: _progress(item) for item in store.range(store.keys.progress_of(options.id))
     }
@@ -151,6 +153,7 @@ def _status_of(store: Store, options: argparse.Namespace) -> int:
                 "paused": state.paused,
                 "rounds": len(state.rounds),
                 "progress": progress,
+                "warnings": warnings,
             }
         )
         return EXIT_OK
@@ -159,6 +162,8 @@ def _status_of(store: Store, options: argparse.Namespace) -> int:
     line.append(state.state, style="bold")
     line.append(f", {printable(waiting)}")
     out.print(line, soft_wrap=True)
+    for warning in warnings:
+        out.print(Text(f"  note: {printable(warning)}", style="yellow"), soft_wrap=True)
     if state.paused:
         out.print("paused by a person; `cargoctl resume` goes on")
     for number, done in enumerate(state.rounds, 1):

@@ -69,24 +69,34 @@ def _dirty(manifests: tuple[schema.DirtyManifest, ...]) -> str:
     return f"{files} files, {size(sum(manifest.stale_bytes for manifest in manifests))} changed"
 
 
+def warnings(data: Data) -> tuple[str, ...]:
+    """What a person should know of the container's move, as the agents found it."""
+    return data.warnings if isinstance(data, schema.SourcePrepared | schema.TargetPrepared) else ()
+
+
+def _notes(data: Data) -> str:
+    return "".join(f"; note: {warning}" for warning in warnings(data))
+
+
 def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
     """What ``data`` says, in a few words."""
     match data:
         case schema.Requested():
             wish = data.request
-            return f"move {wish.container} from {wish.source} to {wish.target}, {wish.strategy}"
+            lack = f", without {', '.join(wish.without)}" if wish.without else ""
+            return f"move {wish.container} from {wish.source} to {wish.target}, {wish.strategy}{lack}"
         case schema.Rejected():
             return "; ".join(data.reasons)
         case schema.SourcePrepared():
             total = sum(mount.size_bytes for mount in data.mounts)
             files = sum(mount.files for mount in data.mounts)
-            return f"{len(data.mounts)} mounts, {files} files, {size(total)}, changes are tracked"
+            return f"{len(data.mounts)} mounts, {files} files, {size(total)}, changes are tracked" + _notes(data)
         case schema.ImageWanted():
             return f"lacks the image {data.image_id[:19]}, has {len(data.layers)} of its layers"
         case schema.ImagePacked():
             return f"{data.layers} layers, {size(data.archive.size_bytes)}"
         case schema.TargetPrepared():
-            return f"container {data.container_id[:12]} created, not started"
+            return f"container {data.container_id[:12]} created, not started" + _notes(data)
         case schema.SyncOrdered() | schema.CutoverOrdered():
             return data.why
         case schema.SyncArmed():

@@ -68,6 +68,8 @@ class Request(Data, frozen=True, kw_only=True):
     """How the target looks at what has not arrived yet; empty: as the source host's setting says."""
     start: Literal["warm", "cold"] = "warm"
     """Whether the target may start the container up to its gate while the source still runs, where it can."""
+    without: tuple[str, ...] = ()
+    """What the container may go without on the target, by the names that a refusal says: ``device:/dev/kvm``."""
 
 
 class Mount(Data, frozen=True, kw_only=True):

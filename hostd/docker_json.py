@@ -84,6 +84,7 @@ class HostConfigView(View, frozen=True, kw_only=True):
     network_mode: str | None = None
     pid_mode: str | None = None
     ipc_mode: str | None = None
+    userns_mode: str | None = None
     privileged: bool | None = None
     links: tuple[str, ...] | None = None
     volumes_from: tuple[str, ...] | None = None
@@ -111,6 +112,7 @@ class IpamConfigView(View, frozen=True, kw_only=True):
 
     ipv4_address: str | None = msgspec.field(name="IPv4Address", default=None)
     ipv6_address: str | None = msgspec.field(name="IPv6Address", default=None)
+    link_local_ips: tuple[str, ...] | None = msgspec.field(name="LinkLocalIPs", default=None)
 
 
 class EndpointView(View, frozen=True, kw_only=True):
@@ -120,6 +122,9 @@ class EndpointView(View, frozen=True, kw_only=True):
     links: tuple[str, ...] | None = None
     aliases: tuple[str, ...] | None = None
     network_id: str | None = msgspec.field(name="NetworkID", default=None)
+    ip_address: str | None = msgspec.field(name="IPAddress", default=None)
+    mac_address: str | None = None
+    gw_priority: int | None = None
     driver_opts: dict[str, str] | None = None
 
 
@@ -153,6 +158,8 @@ class ContainerView(View, frozen=True, kw_only=True):
     name: str
     image: str
     restart_count: int = 0
+    app_armor_profile: str | None = None
+    process_label: str | None = None
     state: StateView = StateView()
     config: ConfigView
     host_config: HostConfigView

@@ -102,6 +102,8 @@ class Engine(ContainerCalls, VolumeCalls):
         version = self._json("GET", "/version", what=what)
         info = self._json("GET", "/info", what=what)
         status = [pair for pair in info.get("DriverStatus") or [] if isinstance(pair, list)]
+        options = [str(option).split(",")[0] for option in info.get("SecurityOptions") or []]
+        security = tuple(sorted(option.removeprefix("name=") for option in options))
         return EngineInfo(
             engine_version=str(version.get("Version", "")),
             api_version=str(version.get("ApiVersion", "")),
@@ -109,7 +111,13 @@ class Engine(ContainerCalls, VolumeCalls):
             containerd_snapshotter=["driver-type", "io.containerd.snapshotter.v1"] in status,
             cgroup_version=str(info.get("CgroupVersion", "1")),
             live_restore=bool(info.get("LiveRestoreEnabled")),
-            userns_remap="name=userns" in (info.get("SecurityOptions") or []),
+            userns_remap="userns" in security,
+            user_namespace=os.path.basename(str(info.get("DockerRootDir", ""))) if "userns" in security else "",
+            log_drivers=tuple(sorted((info.get("Plugins") or {}).get("Log") or ())),
+            security=security,
+            abilities=tuple(sorted(name for name, value in info.items() if value is True)),
+            cpus=int(info.get("NCPU") or 0),
+            cgroup_driver=str(info.get("CgroupDriver", "")),
             data_root=str(info.get("DockerRootDir", "")),
             host_name=str(info.get("Name", "")),
             kernel=str(info.get("KernelVersion", "")),

@@ -32,6 +32,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     """The kernel's name: ``x86_64``."""
     runtimes: tuple[str, ...]
+    user_namespace: str = ""
+    """``uid.gid`` that ids 0 are mapped to, with ``userns_remap``; empty otherwise."""
+    log_drivers: tuple[str, ...] = ()
+    security: tuple[str, ...] = ()
+    """Names of what Docker enforces here: ``seccomp``, ``apparmor``, ``selinux``, ``cgroupns`` …"""
+    abilities: tuple[str, ...] = ()
+    """Names of the switches in ``docker info`` that are on, kinds of limits among them."""
+    cpus: int = 0
+    cgroup_driver: str = ""
 
 
 class ContainerSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,7 +190,10 @@ def container_records(
     volumes = {str(raw.get("Name")): raw for raw in engine.volumes()}
     used = _used_places(raws)
     shared = SharedKinds(shared_kinds, tuple(mounts.read_mountinfo()))
-    return [container_record(raw, volumes=volumes, used=used, sizer=sizer, shared=shared) for raw in raws]
+    others = _views(raws)
+    return [
+        container_record(raw, volumes=volumes, used=used, sizer=sizer, shared=shared, others=others) for raw in raws
+    ]
 
 
 class SharedKinds(NamedTuple):
@@ -207,6 +210,14 @@ class Place(NamedTuple):
     container: str
     name: str
     tree: str
+
+
+def _views(raws: Iterable[Mapping[str, Any]]) -> list[ContainerView]:
+    found = []
+    for raw in raws:
+        with contextlib.suppress(PermanentError):  # its own record says so
+            found.append(view(ContainerView, raw, "a container"))
+    return found
 
 
 def _used_places(raws: Iterable[Mapping[str, Any]]) -> list[Place]:
@@ -227,10 +238,11 @@ def container_record(
     used: Iterable[Place],
     sizer: Sizer,
     shared: SharedKinds = SharedKinds(),  # noqa: B008 - immutable
+    others: Sequence[ContainerView] = (),
 ) -> ContainerRecord:
-    """The record of one inspected container; ``volumes`` of the host by name, ``used`` by whom."""
+    """The record of one inspected container; ``volumes`` of the host by name, ``used`` by whom, ``others`` there."""
     try:
-        return _record(raw, volumes, list(used), sizer, shared)
+        return _record(raw, volumes, list(used), sizer, shared, others)
     except PermanentError as error:
         return ContainerRecord(
             id=str(raw.get("Id", "")),
@@ -248,6 +260,7 @@ def _record(
     used: list[Place],
     sizer: Sizer,
     shared: SharedKinds,
+    others: Sequence[ContainerView],
 ) -> ContainerRecord:
     container = view(ContainerView, raw, "the container")
     name = container.name.removeprefix("/")
@@ -258,7 +271,7 @@ def _record(
         if mount.name in volumes
     }
     attached = find_shared(found_mounts, mine, shared.table, shared.kinds)
-    found = source_findings(container, mine, attached)
+    found = source_findings(container, mine, attached, others)
     records = tuple(
         _attached_record(mount, attached[mount.destination])
         if mount.destination in attached

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -79,6 +79,12 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """By which the image is known where it has another id (hostd/image_identity.py)."""
     architecture: str = ""
     """As images say it (``amd64``); empty when unknown."""
+    process_label: str = ""
+    """Of SELinux, where the source enforces it."""
+    apparmor_profile: str = ""
+    """In force on the source; empty where nothing enforces one."""
+    user_namespace: str = ""
+    """Owners of ids 0, as ``uid.gid``, where the source's Docker remaps users for this container."""
     config: dict[str, Any]
     """``Config`` of inspect, verbatim but for the host name."""
     host_config: dict[str, Any]
@@ -166,13 +172,16 @@ def from_inspect(
     networks: Mapping[str, Mapping[str, Any]] | None = None,
     shared: Mapping[str, SharedPlace] | None = None,
     host_name: str = "",
+    user_namespace: str = "",
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[ContainerSpec, list[str], list[str]]:
     """The specification, what a person should know (warnings), and why it must not be moved (refusals).
 
     ``inspect`` and ``image`` are Docker's JSON of the container and of its image; ``volumes`` of its named
     volumes, by name, to find mount options; ``networks`` of the host's networks, by name; ``shared`` its mounts on
-    shared storage, by destination; ``host_name`` is the source host's, to recognise a name that
-    Docker took from there (``--net=host``). Raises PermanentError when the JSON is not as documented.
+    shared storage, by destination; ``host_name`` is the source host's, to recognise a name that Docker took from there
+    (``--net=host``); ``user_namespace`` is what its Docker remaps users to; ``others`` are the host's other containers,
+    for namespaces that are shared. Raises PermanentError when the JSON is not as documented.
     """
     what = "the container"
     container = view(ContainerView, inspect, what)
@@ -181,6 +190,7 @@ def from_inspect(
         container,
         {name: view(VolumeView, raw, f"the volume {name!r}") for name, raw in (volumes or {}).items()},
         shared or {},
+        [view(ContainerView, raw, "another container") for raw in others],
     )
     name = container.name.removeprefix("/")
     if not CONTAINER_NAME.fullmatch(name):
@@ -190,6 +200,8 @@ def from_inspect(
     policy = container.host_config.restart_policy
     config = section(inspect, "Config", what)
     config["Hostname"] = _kept_host_name(container, host_name, found.warnings)
+    if not config.get("MacAddress") and (mac := _kept_mac(container)):
+        config["MacAddress"] = mac
     host_config = section(inspect, "HostConfig", what)
     host_config["PortBindings"] = _fixed_ports(container, found.warnings)
     host_config["PublishAllPorts"] = False
@@ -208,6 +220,9 @@ def from_inspect(
         image_layers=(picture.root_fs.layers if picture.root_fs is not None else None) or (),
         image_identity=identity_of(image),
         architecture=picture.architecture,
+        process_label=container.process_label or "",
+        apparmor_profile=container.app_armor_profile or "",
+        user_namespace="" if container.host_config.userns_mode == "host" else user_namespace,
         config=config,
         host_config=host_config,
         networks=_endpoints(container),
@@ -331,9 +346,38 @@ def _endpoint(endpoint: EndpointView, container_id: str) -> dict[str, Any]:
             "IPv6Address": endpoint.ipam_config.ipv6_address,
         }
         kept["IPAMConfig"] = {key: value for key, value in addresses.items() if value}
+        if endpoint.ipam_config.link_local_ips:
+            kept["IPAMConfig"]["LinkLocalIPs"] = list(endpoint.ipam_config.link_local_ips)
     if endpoint.driver_opts:
         kept["DriverOpts"] = dict(endpoint.driver_opts)
+    if endpoint.gw_priority:
+        kept["GwPriority"] = endpoint.gw_priority
+    if mac := _fixed_mac(endpoint):
+        kept["MacAddress"] = mac
     return kept
+
+
+def _fixed_mac(endpoint: EndpointView) -> str:
+    """The endpoint's MAC address, unless Docker made it from the IP address: ``02:42`` and its four bytes.
+
+    Engines from API 1.44 on keep a fixed one here, and show one that they chose themselves in the same place.
+    """
+    mac = endpoint.mac_address or ""
+    try:
+        made = "02:42:" + ":".join(f"{int(part):02x}" for part in (endpoint.ip_address or "").split("."))
+    except ValueError:
+        return mac
+    return "" if mac == made else mac
+
+
+def _kept_mac(container: ContainerView) -> str:
+    """What engines before API 1.44 take, and those since then still accept: one MAC address for the container.
+
+    Docker refuses another one than the endpoint's, so it is the one of the network that the container starts in.
+    """
+    networks = container.network_settings.networks or {}
+    endpoint = networks.get("bridge" if _network_mode(container) == "default" else _network_mode(container))
+    return _fixed_mac(endpoint) if endpoint is not None else ""
 
 
 def _fixed_ports(container: ContainerView, warnings: list[str]) -> dict[str, list[dict[str, str]]]:

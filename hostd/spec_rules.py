@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hostd.docker_json import ContainerView, MountView, VolumeView
@@ -30,6 +30,8 @@ SUBPATH_API = (1, 45)
 SWARM_LABEL = "com.docker.swarm.task.id"
 KUBERNETES_LABEL = "io.kubernetes.pod.name"
 COMPOSE_LABEL = "com.docker.compose.project"
+SHARED = "container:"
+"""Begins the mode of a namespace that is another container's; its id or name follows."""
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 """The kernel's name of an architecture, and the one that images use."""
 
@@ -43,16 +45,19 @@ class Findings:
 
 
 def source_findings(
-    container: ContainerView, volumes: Mapping[str, VolumeView] | None = None, shared: Container[str] = ()
+    container: ContainerView,
+    volumes: Mapping[str, VolumeView] | None = None,
+    shared: Container[str] = (),
+    others: Sequence[ContainerView] = (),
 ) -> Findings:
     """Everything about ``container`` that matters before a move.
 
     ``volumes`` are its volumes by name, for their mount options; without them those go unchecked. ``shared`` are the
-    destinations of its mounts on shared storage.
+    destinations of its mounts on shared storage; ``others`` are the host's containers, for namespaces that are shared.
     """
     found = Findings()
     _supervision(container, found)
-    _shared_namespaces(container, found)
+    _shared_namespaces(container, others, found)
     _devices_and_rights(container, found)
     _mounts(container, volumes or {}, shared, found)
     return found
@@ -77,14 +82,31 @@ def _supervision(container: ContainerView, found: Findings) -> None:
         )
 
 
-def _shared_namespaces(container: ContainerView, found: Findings) -> None:
+def _shared_modes(container: ContainerView) -> Iterator[tuple[str, str]]:
+    """Kinds of namespaces that ``container`` has of another container, each with that one's id or name."""
     host = container.host_config
-    modes = (("network", host.network_mode), ("pid", host.pid_mode), ("ipc", host.ipc_mode))
-    for name, mode in modes:
-        if mode and mode.startswith("container:"):
-            found.refusals.append(
-                f"the container uses the {name} namespace of another container ({mode}), which does not move with it"
-            )
+    for kind, mode in (("network", host.network_mode), ("pid", host.pid_mode), ("ipc", host.ipc_mode)):
+        if mode and mode.startswith(SHARED):
+            yield kind, mode.removeprefix(SHARED)
+
+
+def _shared_namespaces(container: ContainerView, others: Sequence[ContainerView], found: Findings) -> None:
+    host = container.host_config
+    names = {other.id: other.name.removeprefix("/") for other in others}
+    for kind, owner in _shared_modes(container):
+        found.refusals.append(
+            f"the container uses the {kind} namespace of another container, {names.get(owner, owner)!r}, "
+            "which does not move with it"
+        )
+    for other in others:
+        if other.id == container.id or not other.state.running:
+            continue
+        for kind, owner in _shared_modes(other):
+            if owner in (container.id, container.name.removeprefix("/")):
+                found.refusals.append(
+                    f"the running container {other.name.removeprefix('/')!r} uses the {kind} namespace of this one "
+                    "and would lose it; stop that one first"
+                )
     endpoints = (container.network_settings.networks or {}).values()
     if host.links or any(endpoint is not None and endpoint.links for endpoint in endpoints):
         found.refusals.append("the container is linked (--link) to others, which do not move with it")
@@ -102,16 +124,11 @@ def _shared_namespaces(container: ContainerView, found: Findings) -> None:
 
 def _devices_and_rights(container: ContainerView, found: Findings) -> None:
     host = container.host_config
-    if host.device_requests:
-        found.refusals.append("the container asks for devices such as GPUs (--gpus), which is not supported")
     if host.privileged:
         found.warnings.append("the container is privileged and may depend on the source host in any way")
     devices = sorted(device.path_on_host or "?" for device in host.devices or ())
     if devices:
         found.warnings.append(f"the container uses devices of its host: {', '.join(devices)}")
-    for option in host.security_opt or ():
-        if option.startswith(("apparmor=", "apparmor:")) and "unconfined" not in option:
-            found.warnings.append(f"the target needs the AppArmor profile of the source ({option})")
 
 
 def _mounts(
@@ -185,22 +202,19 @@ def target_problems(
     spec: ContainerSpec,
     *,
     networks: Mapping[str, Mapping[str, Any]],
-    runtimes: Sequence[str],
     architecture: str,
     api_version: str = "",
-    device_exists: Callable[[str], bool],
+    user_namespace: str = "",
     host_addresses: Sequence[str] = (),
 ) -> list[str]:
     """Why the container could not be created or started on this target; empty when nothing was found.
 
     ``networks`` are the target's networks by name as inspected, ``host_addresses`` those by which the hosts reach
-    each other, ``runtimes``, ``architecture`` and ``api_version`` are
-    from ``docker info``. Names, ports, volumes, space and the image's presence are checked by the effects.
+    each other, ``architecture``, ``api_version`` and ``user_namespace`` are from ``docker info``. What a request can
+    consent to is found in hostd/fidelity.py. Names, ports, volumes, space and the image's presence are checked by the
+    effects.
     """
     problems = list(_network_problems(spec, networks, host_addresses))
-    runtime = spec.host_config.get("Runtime")
-    if runtime and runtime not in runtimes:
-        problems.append(f"the target's Docker has no runtime {runtime!r}")
     ours = ARCHITECTURES.get(architecture, architecture)
     if spec.architecture and ours and spec.architecture != ours:
         problems.append(f"the image is for {spec.architecture}, the target is {ours}")
@@ -209,7 +223,12 @@ def target_problems(
             f"the target's Docker (API {api_version}) cannot show only a part of a volume (volume-subpath), as asked for at "
             f"{', '.join(spec.subpaths)}; it would silently show all of it"
         )
-    problems.extend(f"the target has no device {path!r}" for path in spec.device_paths if not device_exists(path))
+    theirs = "" if spec.host_config.get("UsernsMode") == "host" else user_namespace
+    if spec.user_namespace != theirs:
+        problems.append(
+            f"Docker maps the container's users to {spec.user_namespace or 'the same ones'} on the source and to "
+            f"{theirs or 'the same ones'} on the target (userns-remap): its files would belong to others there"
+        )
     return problems
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from events.errors import RefusedError, TransientError
 from hostd.effects.arrival import bind_place, export_of, labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.effects.fetch_spec import load_spec
+from hostd.effects.fetch_spec import arriving_spec
 from hostd.effects.shared import bind_problems
+from hostd.engine import EngineInfo
+from hostd.fidelity import Target, refusals, shortfalls
 from hostd.inventory import port_problems
 from hostd.nfs_client import client_problem, try_export
 from hostd.shared_storage import volume_problem
 from hostd.space import shortages
 from hostd.spec import ContainerSpec
 from hostd.spec_rules import target_problems
+
+PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/docker"
+"""Where Docker finds its helpers."""
+APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 
 
 class CheckTarget(Effect):
@@ -26,17 +35,17 @@ class CheckTarget(Effect):
     def run(self, context: Context) -> Outcome:
         engine = context.bench.engine
         prepared = context.view.source_prepared
-        spec = load_spec(context)
+        spec = arriving_spec(context)
         info = engine.info()
         reasons = target_problems(
             spec,
             networks=_networks(context, spec),
             host_addresses=(context.bench.settings.address, prepared.address),
-            runtimes=info.runtimes,
             architecture=info.architecture,
             api_version=info.api_version,
-            device_exists=lambda path: Path(path).exists(),
+            user_namespace=info.user_namespace,
         )
+        reasons += refusals(shortfalls(spec, facts_of(info)))
         inspected = engine.inspect(prepared.container_name)
         if inspected is not None and our_container(context) is None:
             reasons.append(f"there is a container {prepared.container_name!r} on {context.host} already")
@@ -47,7 +56,41 @@ class CheckTarget(Effect):
         reasons += _remote_problems(context)
         if reasons:
             raise RefusedError(reasons)
+        return {"warnings": tuple(_notes(context, spec, info))}
+
+
+def facts_of(info: EngineInfo) -> Target:
+    """What this host offers a container."""
+    return Target(
+        runtimes=info.runtimes,
+        log_drivers=info.log_drivers,
+        security=info.security,
+        abilities=info.abilities,
+        cpus=info.cpus,
+        cgroup_driver=info.cgroup_driver,
+        path_exists=os.path.exists,
+        has_program=lambda name: shutil.which(name, path=PROGRAMS) is not None,
+        apparmor_profiles=_apparmor_profiles(),
+    )
+
+
+def _apparmor_profiles() -> set[str] | None:
+    try:
+        lines = APPARMOR_PROFILES.read_text().splitlines()
+    except OSError:
         return None
+    return {line.rpartition(" (")[0] for line in lines}
+
+
+def _notes(context: Context, spec: ContainerSpec, info: EngineInfo) -> Iterator[str]:
+    """What a person agreed to, and what they should know, for the history."""
+    for name in context.view.requested.request.without:
+        yield f"the container is created without {name}, as the request allows"
+    if spec.apparmor_profile not in ("", "unconfined") and "apparmor" not in info.security:
+        yield (
+            f"the source confines the container by the AppArmor profile {spec.apparmor_profile!r}, "
+            "and this host does not enforce AppArmor"
+        )
 
 
 def _networks(context: Context, spec: ContainerSpec) -> dict[str, dict[str, Any]]:

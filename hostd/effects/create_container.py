@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from events.errors import PermanentError
+from events.errors import PermanentError, RefusedError
 from hostd.effects.arrival import labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.effects.fetch_spec import load_spec
+from hostd.effects.fetch_spec import arriving_spec
+from hostd.fidelity import dropped, refusals
 from hostd.gate import RUNTIME
-from hostd.spec import ContainerSpec
+from hostd.spec import ContainerSpec, to_create_body
 
 PLAIN_RUNTIME = "runc"
 
 
 class CreateContainer(Effect):
-    """The agent supervises it while it stands on a union, so its restart policy here is ``no``."""
+    """The agent supervises it while it stands on a union, so its restart policy here is ``no``.
+
+    Docker drops what it does not know or cannot enforce: the container is looked at before anything depends on it.
+    """
 
     name: ClassVar[str] = "create_container"
 
     def run(self, context: Context) -> Outcome:
-        spec = load_spec(context)
+        spec = arriving_spec(context)
         container_id = create(context, spec)
+        if reasons := refusals(dropped(_request(context, spec), context.bench.engine.inspect(container_id) or {})):
+            raise RefusedError(reasons)
         if any(place.kind == "volume" for place in spec.shared):
             context.bench.engine.try_mounts(container_id)
         return {"container_id": container_id}
@@ -37,6 +43,10 @@ class CreateContainer(Effect):
             raise PermanentError("the container was claimed for this host; it is removed once the source runs again")
         context.bench.engine.remove(container_id)
         return None
+
+
+def _request(context: Context, spec: ContainerSpec) -> dict[str, Any]:
+    return to_create_body(spec, image=spec.image_id, labels=labels(context))
 
 
 def create(context: Context, spec: ContainerSpec) -> str:

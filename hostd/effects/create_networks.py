@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from hostd.effects.arrival import labels
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.effects.fetch_spec import load_spec
+from hostd.effects.fetch_spec import arriving_spec
 from hostd.engine_calls import NameTakenError
 from hostd.networks import create_body, differing_subnets, network_names
 
@@ -18,7 +18,7 @@ class CreateNetworks(Effect):
 
     def run(self, context: Context) -> Outcome:
         engine = context.bench.engine
-        spec = load_spec(context)
+        spec = arriving_spec(context)
         warnings: list[str] = []
         found = engine.networks()
         for name in network_names(spec.networks, spec.network_mode):

@@ -33,13 +33,16 @@ class DescribeContainer(Effect):
         image = engine.image_inspect(inspected["Image"])
         if image is None:
             raise RefusedError([f"the image of {request.request.container!r} is gone from {context.host}"])
+        info = engine.info()
         spec, warnings, refusals = from_inspect(
             inspected,
             image,
             volumes=engine.volumes_of(inspected),
             networks=engine.networks(),
             shared=shared_places(context, inspected),
-            host_name=engine.info().host_name,
+            host_name=info.host_name,
+            user_namespace=info.user_namespace,
+            others=[raw for raw in engine.inspect_all() if raw.get("Id") != inspected["Id"]],
         )
         refusals += shared_volumes(context, spec)
         warnings += writable_layer(context, spec.container_id)

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
-from events.errors import PermanentError
+from events.errors import PermanentError, RefusedError
 from hostd.effects.arrival import peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.fidelity import known_name, stripped
 from hostd.spec import ContainerSpec
 from hostd.spec_file import read_spec
 
@@ -36,6 +37,14 @@ class FetchSpec(Effect):
 
 def _file(context: Context) -> Path:
     return context.directory / SPEC_FILE
+
+
+def arriving_spec(context: Context) -> ContainerSpec:
+    """The specification without what the request consents to leave behind. Raises RefusedError, PermanentError."""
+    without = context.view.requested.request.without
+    if unknown := [name for name in without if not known_name(name)]:
+        raise RefusedError([f'"without" names {name!r}, which is nothing to go without' for name in unknown])
+    return stripped(load_spec(context), without)
 
 
 def load_spec(context: Context) -> ContainerSpec:

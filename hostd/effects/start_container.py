@@ -9,7 +9,7 @@ from events.errors import CargoError, TransientError
 from hostd.effects.arrival import arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.create_container import create
-from hostd.effects.fetch_spec import load_spec
+from hostd.effects.fetch_spec import arriving_spec
 from hostd.effects.mount_union import MountUnion
 from hostd.effects.shared import require_shares
 from hostd.graft import Graft
@@ -26,7 +26,7 @@ class StartContainer(Effect):
         began = time.monotonic()
         MountUnion().run(context)
         mounted = time.monotonic()
-        spec = load_spec(context)
+        spec = arriving_spec(context)
         require_shares(context)
         engine = context.bench.engine
         container_id = our_container(context) or create(context, spec)

@@ -14,7 +14,7 @@ from benchkit.figures import Table, milliseconds, ratio, seconds
 from benchkit.plots import bars
 from benchkit.stage import PORT, Load, Stage, clock, moment
 from events.schema import Event
-from labkit.witness import Witness
+from labkit.witness import AskingSession, RedisSession, Witness
 
 PAUSE_SECONDS = 0.001
 SETTLE_ANSWERS = 30
@@ -56,7 +56,7 @@ class Sample:
 
 def watched(stage: Stage, *, writing: bool) -> Witness:
     """A client outside of the hosts, already answered: one request every millisecond."""
-    witness = Witness(stage.addresses, PORT, PAUSE_SECONDS, writing=writing)
+    witness = Witness(stage.addresses, PORT, PAUSE_SECONDS, connect=RedisSession if writing else AskingSession)
     witness.attempted = stage.first_record()
     witness.start()
     return witness

@@ -13,7 +13,9 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 ANSWER_SECONDS = 1.0
 CONNECT_SECONDS = 0.25
@@ -67,19 +69,51 @@ class Connection:
             self._socket.close()
 
 
+class Session(Protocol):
+    """What the witness needs of a connection to any service; everything raises OSError when it does not work."""
+
+    def write(self, number: int) -> None:
+        """Write one record; returns once it was acknowledged."""
+
+    def numbers(self) -> list[int]:
+        """All records that the service has."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class RedisSession(Connection):
+    """Records as the elements of one list."""
+
+    def write(self, number: int) -> None:
+        """Append the number."""
+        self.call(b"RPUSH", LIST_KEY, b"%d" % number)
+
+    def numbers(self) -> list[int]:
+        """The whole list, in its order."""
+        found = self.call(b"LRANGE", LIST_KEY, b"0", b"-1")
+        assert isinstance(found, list)
+        return [int(number) for number in found]
+
+
+class AskingSession(RedisSession):
+    """Only asks, and changes nothing: its records are answers."""
+
+    def write(self, number: int) -> None:
+        """Ask for a sign of life."""
+        self.call(b"PING")
+
+
 @dataclass
 class Witness:
-    """Writes to whichever of ``addresses`` answers, as fast as one connection can or every ``pause_seconds``.
-
-    With ``writing`` off it only asks, and changes nothing.
-    """
+    """Writes to whichever of ``addresses`` answers, as fast as one connection can or every ``pause_seconds``."""
 
     addresses: list[str]
     port: int
     pause_seconds: float = 0.001
-    writing: bool = True
     answers: list[Answer] = field(default_factory=list)
     attempted: int = 0
+    connect: Callable[[str, int], Session] = RedisSession
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -117,22 +151,27 @@ class Witness:
     def missing_from(self, address: str) -> list[int]:
         """Acknowledged numbers that the service at ``address`` does not have, or has not exactly once."""
         acknowledged = [answer.number for answer in list(self.answers)]  # before the look: it may go on writing
-        counts = Counter(numbers_in(address, self.port))
+        counts = Counter(self.numbers(address))
         return [number for number in acknowledged if counts[number] != 1]
 
+    def numbers(self, address: str) -> list[int]:
+        """All records that the service at ``address`` has. Raises OSError."""
+        session = self.connect(address, self.port)
+        try:
+            return session.numbers()
+        finally:
+            session.close()
+
     def _run(self) -> None:
-        connection: Connection | None = None
+        connection: Session | None = None
         turn = 0
         while not self._stop.is_set():
             address = self.addresses[turn % len(self.addresses)]
             try:
                 if connection is None:
-                    connection = Connection(address, self.port)
+                    connection = self.connect(address, self.port)
                 self.attempted += 1
-                if self.writing:
-                    connection.call(b"RPUSH", LIST_KEY, b"%d" % self.attempted)
-                else:
-                    connection.call(b"PING")
+                connection.write(self.attempted)
                 self.answers.append(Answer(self.attempted, time.monotonic(), address))
                 self._stop.wait(self.pause_seconds)
             except OSError:
@@ -146,14 +185,8 @@ class Witness:
 
 
 def numbers_in(address: str, port: int) -> list[int]:
-    """All numbers in the service's list, in its order."""
-    connection = Connection(address, port, timeout_seconds=5)
-    try:
-        found = connection.call(b"LRANGE", LIST_KEY, b"0", b"-1")
-        assert isinstance(found, list)
-        return [int(number) for number in found]
-    finally:
-        connection.close()
+    """All numbers in the list of the Redis there, in its order."""
+    return Witness([address], port).numbers(address)
 
 
 def load_keys(address: str, port: int, count: int, size_bytes: int) -> None:

@@ -45,5 +45,27 @@ def test_a_cached_tar_is_not_made_again(cache: Path) -> None:
 
 
 def test_an_unknown_image_is_refused_with_the_names_of_those_there_are() -> None:
-    with pytest.raises(LabError, match=r"no image 'nginx'.*redis"):
-        images.tar_of("nginx")
+    with pytest.raises(LabError, match=r"no image 'apache'.*redis"):
+        images.tar_of("apache")
+
+
+def test_a_tree_is_taken_with_everything_in_it_but_what_is_left_out(tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    (top / "kept" / "deep").mkdir(parents=True)
+    (top / "man").mkdir()
+    for name in ("kept/deep/file", "man/page", "kept/junk"):
+        (top / name).write_text(name)
+    recipe = images.Recipe(trees=(str(top),), left_out=("man", "junk"), texts=(("opt/a/b", "text"),))
+    files = images._contents(recipe)
+    assert [path for path in files.values() if path.is_relative_to(top)] == [top / "kept/deep/file"]
+    images.write_tar(tmp_path / "tar", files, (), recipe.texts)
+    with tarfile.open(tmp_path / "tar") as tar:
+        assert {"opt", "opt/a", str(top / "kept/deep/file").lstrip("/")} <= set(tar.getnames())
+        member = tar.extractfile("opt/a/b")
+        assert member is not None
+        assert member.read() == b"text"
+
+
+def test_a_tree_that_is_not_installed_is_named() -> None:
+    with pytest.raises(LabError, match=r"/no/such/tree is not installed"):
+        images._contents(images.Recipe(trees=("/no/such/tree",)))

@@ -205,7 +205,7 @@ def test_a_place_with_a_colon_is_refused() -> None:
 
 
 def endpoint(**changes: Any) -> dict[str, Any]:
-    base = {"NetworkID": "abcdef123", "IPAddress": "10.1.0.2", "MacAddress": "02:42:ac:11:00:02"}
+    base = {"NetworkID": "abcdef123", "IPAddress": "10.1.0.2", "MacAddress": "02:42:0a:01:00:02"}
     return {**base, **changes}
 
 
@@ -235,6 +235,35 @@ def test_of_an_endpoint_only_what_a_person_chose_is_kept() -> None:
     assert further_networks(spec) == {"back": {}}
 
 
+def test_a_mac_address_that_a_person_fixed_is_asked_for_again() -> None:
+    """Engines since API 1.44 keep it with the endpoint, those before with the container; both are told."""
+    mine = "02:42:0a:00:00:77"
+    networks = {"web": endpoint(MacAddress=mine), "back": endpoint(MacAddress=mine)}
+    body = to_create_body(spec := spec_of(HostConfig__NetworkMode="web", **{NETWORK: networks}), image="x")
+    assert body["NetworkingConfig"]["EndpointsConfig"]["web"]["MacAddress"] == mine
+    assert body["MacAddress"] == mine
+    assert further_networks(spec) == {"back": {"MacAddress": mine}}
+    assert "MacAddress" not in to_create_body(spec_of(), image="x")
+    bridged = {"bridge": {"IPAddress": "172.17.0.2", "MacAddress": mine}}
+    assert to_create_body(spec_of(**{NETWORK: bridged}), image="x")["MacAddress"] == mine
+
+
+def test_namespaces_that_are_shared_are_refused_with_the_other_containers_name() -> None:
+    """F10: whoever shares, and whose is shared, cannot move alone."""
+    other = container(Id="b" * 64, Name="/other")
+    sharer = container(HostConfig__NetworkMode=f"container:{'b' * 64}", HostConfig__PidMode="container:other")
+    assert [line for line in refusals_of(sharer, others=[other]) if "'other'" in line] == refusals_of(
+        sharer, others=[other]
+    )
+    assert len(refusals_of(sharer, others=[other])) == 2
+    theirs = container(Id="c" * 64, Name="/theirs", HostConfig__IpcMode=f"container:{CONTAINER_ID}")
+    assert refusals_of(container(), others=[other, theirs]) == [
+        "the running container 'theirs' uses the ipc namespace of this one and would lose it; stop that one first"
+    ]
+    stopped = container(Id="c" * 64, Name="/theirs", HostConfig__IpcMode="container:web", State__Running=False)
+    assert refusals_of(container(), others=[stopped]) == []
+
+
 def test_a_network_named_by_its_id_is_named_by_its_name() -> None:
     spec = spec_of(HostConfig__NetworkMode="abcdef", **{NETWORK: {"web": endpoint()}})
     assert spec.network_mode == "web"
@@ -259,7 +288,6 @@ def test_an_ordinary_container_is_not_refused() -> None:
         ("HostConfig__IpcMode", "container:abc", "ipc namespace"),
         ("HostConfig__Links", ["/db:/web/db"], "linked"),
         (NETWORK, {"web": {"Links": ["db"]}}, "linked"),
-        ("HostConfig__DeviceRequests", [{"Driver": "nvidia"}], "GPU"),
         ("Config__Labels", {"com.docker.swarm.task.id": "x"}, "Swarm"),
         ("Config__Labels", {"io.kubernetes.pod.name": "x"}, "Kubernetes"),
     ],
@@ -321,7 +349,6 @@ def test_all_refusals_are_listed_together() -> None:
         ("HostConfig__Privileged", True, "privileged"),
         ("HostConfig__NetworkMode", "host", "host's network"),
         ("HostConfig__Devices", [{"PathOnHost": "/dev/kvm"}], "/dev/kvm"),
-        ("HostConfig__SecurityOpt", ["apparmor=mine"], "AppArmor"),
         ("HostConfig__VolumesFrom", ["other"], "--volumes-from"),
         ("Config__Labels", {"com.docker.compose.project": "shop"}, "'shop'"),
     ],
@@ -343,9 +370,7 @@ def test_tmpfs_mounts_are_no_data() -> None:
 def problems(spec: ContainerSpec, **facts: Any) -> list[str]:
     known: dict[str, Any] = {
         "networks": {},
-        "runtimes": ["runc"],
         "architecture": "x86_64",
-        "device_exists": lambda _path: False,
     }
     return target_problems(spec, **{**known, **facts})
 
@@ -355,20 +380,20 @@ def test_a_target_that_has_everything_has_no_problems() -> None:
 
 
 def test_everything_that_the_target_lacks_is_listed() -> None:
-    """F8, F10: networks, devices, runtime, architecture."""
+    """F8, F10, D21: networks, architecture, owners of files. The rest is in test_fidelity.py."""
     spec = spec_of(
         HostConfig__NetworkMode="web",
-        HostConfig__Runtime="nvidia",
-        HostConfig__Devices=[{"PathOnHost": "/dev/kvm"}],
         **{NETWORK: {"web": endpoint(), "back": endpoint()}},
     )
-    assert problems(spec, architecture="aarch64") == [
+    assert problems(spec, architecture="aarch64", user_namespace="1000.1000") == [
         "the network 'back' does not exist on the target; create it with 'docker network create'",
         "the network 'web' does not exist on the target; create it with 'docker network create'",
-        "the target's Docker has no runtime 'nvidia'",
         "the image is for amd64, the target is arm64",
-        "the target has no device '/dev/kvm'",
+        "Docker maps the container's users to the same ones on the source and to 1000.1000 on the target "
+        "(userns-remap): its files would belong to others there",
     ]
+    spec = spec_of(HostConfig__UsernsMode="host")
+    assert problems(spec, user_namespace="1000.1000") == []
 
 
 def test_a_part_of_a_volume_needs_an_engine_that_knows_how_to_show_one() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.errors import CargoError
+from hostd.fidelity import Target, dropped, shortfalls, stripped
 from hostd.inventory import Sizer, container_record
 from hostd.spec import data_mounts, decode_spec, encode_spec, from_inspect, port_bindings, to_create_body
 from hostd.spec_rules import target_problems
@@ -72,4 +73,6 @@ def test_a_damaged_description_never_crashes(raw: dict[str, Any], picture: dict[
     except CargoError:
         return
     assert json.loads(json.dumps(body))["HostConfig"]["RestartPolicy"] == {"Name": "no"}
-    target_problems(spec, networks={"bridge": raw}, runtimes=[], architecture="x86_64", device_exists=lambda _p: False)
+    target_problems(spec, networks={"bridge": raw}, architecture="x86_64")
+    lacking = shortfalls(spec, Target(cpus=1, cgroup_driver="systemd", path_exists=lambda _path: False))
+    stripped(spec, [shortfall.name for shortfall in [*lacking, *dropped(body, raw)]])
