@@ -81,6 +81,13 @@ def _fleet_commands(commands: Commands) -> None:
     sub.add_argument("--stop-timeout-seconds", type=int, help="grace before the container is killed")
     sub.add_argument("--on-release", choices=("keep", "remove"), help="what becomes of the source's copy")
     sub.add_argument("--image", choices=("transfer", "pull", "refuse"), help="what to do if the target lacks the image")
+    sub.add_argument(
+        "--no-rootfs",
+        dest="rootfs",
+        action="store_false",
+        default=None,
+        help="leave behind what the container wrote outside of its mounts",
+    )
     sub.add_argument("--detach", action="store_true", help="do not wait")
     sub = _add(commands, "status", ctl_fleet.status, "where migrations stand")
     sub.add_argument("id", nargs="?", help="one migration (default: all)")

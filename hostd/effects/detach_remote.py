@@ -21,7 +21,7 @@ class DetachRemote(Effect):
 
     def run(self, context: Context) -> Outcome:
         for arrival in arrivals(context):
-            if not arrival.mount.single_file:
+            if arrival.union.federable:
                 _detach(context, arrival)
         context.progress(
             {"step": "compared", "remaining_bytes": 0, "safe_to_switch_off_source": True, "finished": True}
