@@ -166,7 +166,7 @@ def test_a_start_that_fails_loses_nothing_of_the_layer_that_was_put_into_its_con
     before = layer(fleet, "alpha", "ports")
     fleet.failpoints("hostd/beta", "target.start_container:before_effect=pause")
     since = fleet.log_size("beta.hostd")
-    fleet.request("ports-1", "ports")
+    fleet.request("ports-1", "ports", start="cold")  # one that waits at its gate cannot be looked at
     fleet.wait_step("beta.hostd", "start_container:before_effect", since, 40)
     first = fleet.present("beta", "ports").id
     fleet.beta.run([sys.executable, "-c", TAKE_PORT])

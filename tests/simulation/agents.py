@@ -559,7 +559,7 @@ class Coordinator(Process):
             return False
         waiting = bool(service._waiting)
         if self.sim.clock >= service._look_around_at:
-            service._take(Tick())
+            service._take(Tick(), self.follower)
         if self.polled == self.sim.backend._revision and not waiting:
             return False
         item = self.follower.poll(0)
@@ -570,7 +570,7 @@ class Coordinator(Process):
             if isinstance(item, Changes) and self.sim.loses_wake_up():
                 self.sim.say(self.name, "misses a wake-up")
             else:
-                service._take(item)
+                service._take(item, self.follower)
         service._look_again()
         if service._halted:
             self.sim.violation("P6", f"{self.name} refuses to act: {service._halted}")
