@@ -74,7 +74,7 @@ def _listed(mount: Mount, trees: dict[str, DirtyManifest]) -> bool:
 def carry_stage(context: Context, mount: Mount) -> Path:
     """Where what the target changed is put together: on the file system of the mount's tree."""
     if mount.kind == ROOTFS:
-        return layer_stage(context.bench.engine.info(), f"{context.migration}-back")
+        return layer_stage(Path(mount.tree), f"{context.migration}-back")
     return Path(mount.tree).parent / f"{CARRY_STAGE}-{context.migration}"
 
 

@@ -6,6 +6,7 @@ place as a whole. overlayfs accepts no overlay as an upper directory, so there i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import msgspec
@@ -44,7 +45,10 @@ class OpenLayer(Effect):
         """Remove the stage. The container, with what had arrived in it, has been removed before."""
         if "source_prepared" not in context.view.facts or layer_mount(context) is None:
             return None
-        stage = layer_stage(context.bench.engine.info(), context.migration)
+        place = layer_place(context)
+        if place is None:
+            return None
+        stage = Path(place.stage)
         Union(stage, stage / "nowhere", layer=True).remove(abandon=True)
         remove_empty_stages(stage)
         return None
@@ -61,7 +65,7 @@ def open_layer(context: Context) -> Arrival:
         upper = upper_directory(engine.inspect(container_id) or {}, info)
     except UnknownStoreError as error:
         raise RefusedError([f"{context.host}: {error}; leave it behind with rootfs: false"]) from error
-    stage = layer_stage(info, context.migration)
+    stage = layer_stage(upper, context.migration)
     context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = LayerPlace(container_id, str(upper), str(stage))
     if layer_place(context) != place:

@@ -52,6 +52,8 @@ class PullRound(Effect):
         listed = _listed(arrival, armed)
         if arrival.mount.single_file or armed.round == 1 or armed.compare:
             return _pull_all(context, arrival, compare=armed.compare)
+        if listed is not None and listed.everything:  # a layer's, in a round without contents: what went must go
+            return _pull_all(context, arrival, compare=True)
         if listed is None:
             return None
         return _pull_listed(context, arrival, listed)

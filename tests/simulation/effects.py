@@ -720,6 +720,7 @@ def pull_round(ctx: Ctx) -> Performance:
             yield
             ctx.check_cancelled()
             apply_entries(union, entries, everything=dirty.everything)
+        yield from pull_layer(ctx, armed, whole=True)
         return {"bytes_moved": 0, "files": 0, "duration_seconds": 0.1}
     source = ctx.request_source.volumes.get(VOLUME)
     ctx.need_link()
@@ -746,9 +747,9 @@ def pull_round(ctx: Ctx) -> Performance:
     return {"bytes_moved": size, "files": moved, "duration_seconds": 0.1}
 
 
-def pull_layer(ctx: Ctx, armed: SyncArmed) -> Generator[None, None, int]:
+def pull_layer(ctx: Ctx, armed: SyncArmed, *, whole: bool = False) -> Generator[None, None, int]:
     tree, there = ctx.host.layers[ctx.migration].tree, source_layer(ctx)
-    if armed.round == 1 or armed.compare:
+    if whole or armed.round == 1 or armed.compare:
         names = sorted(there)
         for path in sorted(set(tree) - set(names)):
             del tree[path]

@@ -68,7 +68,7 @@ _DUMP = """if 1:
     from hostd.manifest import walk, write_manifest
     for number, tree in enumerate(sys.argv[2:]):
         found = walk(Path(tree), digest=True)
-        if tree.endswith("/diff"):
+        if tree.endswith(("/diff", "/fs")):
             found = map(layer_entry, found)
         write_manifest(Path(sys.argv[1]) / str(number), found)
 """
@@ -306,7 +306,8 @@ class Fleet:
         where = self.lab.host(host)
         volumes, binds = where.path(VOLUMES), where.path("/srv")
         found = [*volumes.glob("*/cargo"), *volumes.glob("*/.cargo-*"), *binds.rglob(".cargo-*")]
-        found += volumes.parent.glob("cargo")
+        found += [*volumes.parent.glob("cargo"), *volumes.parent.glob("containerd/daemon/cargo")]
+        found += where.path("/var/lib/containerd").glob("cargo")
         return sorted(str(place.relative_to(where.directory)) for place in found)
 
     def records(self, host: str, migration: str) -> bool:
