@@ -79,6 +79,7 @@ _FIELDS: dict[str, _Field] = {
     ),
     "image": _Field(lambda v: v in ("transfer", "pull", "refuse"), "transfer, pull or refuse"),
     "start": _Field(lambda v: v in ("warm", "cold"), "warm or cold"),
+    "rootfs": _Field(lambda v: type(v) is bool, "true or false"),
 }
 
 

@@ -84,6 +84,13 @@ def _fleet_commands(commands: Commands) -> None:
     sub.add_argument(
         "--without", action="append", metavar="NAME", help="what it may go without there, such as device:/dev/kvm"
     )
+    sub.add_argument(
+        "--no-rootfs",
+        dest="rootfs",
+        action="store_false",
+        default=None,
+        help="leave behind what the container wrote outside of its mounts",
+    )
     sub.add_argument("--detach", action="store_true", help="do not wait")
     sub = _add(commands, "status", ctl_fleet.status, "where migrations stand")
     sub.add_argument("id", nargs="?", help="one migration (default: all)")

@@ -241,7 +241,8 @@ def _learned(before: Lifecycle, event: Event) -> dict[str, Any]:
                 "bwlimit_kib": data.request.bwlimit_kib,
             }
         case SourcePrepared() as data:
-            return {"mounts": len(data.mounts)}
+            # A writable layer without a file in it is no data that a strategy could be chosen for.
+            return {"mounts": sum(mount.kind != "rootfs" or mount.files > 0 for mount in data.mounts)}
         case BwlimitOrdered() as data:
             return {"bwlimit_kib": data.kib}
         case SyncOrdered() as data:

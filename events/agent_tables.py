@@ -189,7 +189,7 @@ TARGET = AgentMachine(
         ),
     ),
     {
-        "preparing": AgentStep("prepare", ("fetch_spec", "check_target", "provide_image", "create_networks", "create_volumes", "create_container"), reports=True, undo=False),
+        "preparing": AgentStep("prepare", ("fetch_spec", "check_target", "provide_image", "create_networks", "create_volumes", "create_container", "open_layer"), reports=True, undo=False),
         "syncing": AgentStep("sync", ("pull_round",), reports=True, undo=False),
         "synced": AgentStep("brace", ("attach_remote",), reports=False, undo=False),
         "bracing": AgentStep("brace", ("attach_remote", "warm_container"), reports=False, undo=False),
@@ -204,9 +204,9 @@ TARGET = AgentMachine(
         "finalising": AgentStep("finalise", ("fold_union", "announce_placement"), reports=True, undo=False),
         "yielding": AgentStep("yield", ("fill_replica", "recall_container", "mount_union", "list_changes"), reports=True, undo=False),
         "yielded": AgentStep("offer", ("mount_union",), reports=False, undo=False),
-        "clearing": AgentStep("clear", ("recall_container", "warm_container", "create_container", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
-        "clearing_late": AgentStep("clear", ("recall_container", "warm_container", "create_container", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
-        "cleaning": AgentStep("clean", ("warm_container", "create_container", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
+        "clearing": AgentStep("clear", ("recall_container", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
+        "clearing_late": AgentStep("clear", ("recall_container", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
+        "cleaning": AgentStep("clean", ("warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
     },
     frozenset(("sync_armed", "sync_ordered")),
 )

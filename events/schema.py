@@ -70,16 +70,19 @@ class Request(Data, frozen=True, kw_only=True):
     """Whether the target may start the container up to its gate while the source still runs, where it can."""
     without: tuple[str, ...] = ()
     """What the container may go without on the target, by the names that a refusal says: ``device:/dev/kvm``."""
+    rootfs: bool = True
+    """Whether what the container wrote outside of its mounts (its writable layer) travels."""
 
 
 class Mount(Data, frozen=True, kw_only=True):
-    """One data mount of the container: a named volume or a bind mount."""
+    """One tree of the container's data: a named volume, a bind mount, or its own writable layer."""
 
-    kind: Literal["volume", "bind"]
+    kind: Literal["volume", "bind", "rootfs"]
+    """``rootfs``: what the container wrote outside of its mounts, as its overlay's upper directory holds it."""
     name: str
-    """Volume name, or the bind's path on the host."""
+    """Volume name, or the bind's path on the host; empty for the writable layer."""
     destination: str
-    """Path inside the container."""
+    """Path inside the container; ``/`` for the writable layer, and for nothing else."""
     tree: str
     """Directory (or, for a bind of one file, the file) on the source host that holds the data."""
     read_only: bool = False

@@ -47,6 +47,8 @@ class DirtySet:
     links: LinkIndex = field(default_factory=LinkIndex)
     linked: dict[bytes, set[int]] = field(default_factory=dict)
     """Paths that were made as further names of a file, and that file's inode numbers."""
+    named: set[bytes] = field(default_factory=set)
+    """Directories of which every name is marked: whatever else a copy has in them is to go (writable layers only)."""
     opened: Mapping[FileKey, OpenFile] = field(default_factory=dict)
     """What could be written without an event when the generation began."""
     mapped: dict[FileKey, bytes] = field(default_factory=dict)

@@ -21,6 +21,9 @@ MAX_LINK_TARGET_BYTES = 4095
 KINDS = "dflcbps-"
 DIGEST_BYTES = 32
 
+LAYER_MARKS = frozenset({b"trusted.overlay.opaque", b"trusted.overlay.redirect"})
+"""What overlayfs notes on the directories of a container's writable layer, and what belongs to the layer itself: this
+one hides the image's, that one lies elsewhere in it. Everything else it notes is of one host only."""
 _CARRIED_XATTRS = (
     b"user.",
     b"trusted.",
@@ -112,9 +115,11 @@ def entry_problem(entry: Entry) -> str:
         return "its link target is not one that a link can have"
     if len(entry.digest) not in (0, DIGEST_BYTES):
         return f"its digest is not of {DIGEST_BYTES} bytes"
-    for name, _ in entry.xattrs:
+    for name, value in entry.xattrs:
         if not name or len(name) > MAX_NAME_BYTES or b"\0" in name:
             return "the name of an extended attribute is not one that a file can have"
+        if name in LAYER_MARKS and kind == "d" and b".." not in value.split(b"/"):
+            continue  # a writable layer's; ``placement.apply`` refuses it in any other tree
         if name.startswith(b"trusted.overlay."):
             return f"it carries the attribute {escape(name)}, by which overlayfs would be misled"
     return ""

@@ -36,11 +36,12 @@ import msgspec
 
 from events.errors import PermanentError, RefusedError, TransientError
 from hostd import mounts, placement
-from hostd.beneath import Beneath, empty_directory, remove_tree
-from hostd.fold import fold_tree, swap_into_place, swapped, write_durably
+from hostd.beneath import Beneath, empty_directory, exchange, remove_tree
+from hostd.fold import fold_tree, may_take_its_place, swap_into_place, swapped, write_durably
 from hostd.lower_process import LowerProcess
 from hostd.nfs_client import Export
 from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, Placeholder
+from hostd.rootfs import require_unused
 from hostd.settings import PATIENCE_SECONDS
 from hostd.transport import Peer, Transport, sync_filesystem
 
@@ -101,20 +102,29 @@ class Union:
         place: Path,
         *,
         single_file: bool = False,
+        layer: bool = False,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """``stage`` is this mount's own directory, on the file system of ``place``, where Docker will look.
 
         ``single_file``: the mount is one file. Then there is no union, only ``upper_tree``, ``apply`` (metadata)
-        and ``place_plain``; the caller pulls the contents again in the stop window. ``patience_seconds``: how
-        long a read waits for a source that does not answer, before the container gets an error.
+        and ``place_plain``; the caller pulls the contents again in the stop window. ``layer``: the place is the
+        upper directory of a container that has not been started. There is no union either, because overlayfs
+        takes no overlay as its upper; the tree takes the directory's place, and may be taken out again.
+        ``patience_seconds``: how long a read waits for a source that does not answer, before the container gets an error.
         """
         self.stage = stage.absolute()
         self.place = place.absolute()
         self.single_file = single_file
+        self.layer = layer
         identity = hashlib.sha256(os.fsencode(self.stage)).hexdigest()[:16]
         self._overlay_name = f"cargo-union-{identity}"
         self._lower = LowerProcess(self.stage, f"cargo-lower-{identity}", patience_seconds=patience_seconds)
+
+    @property
+    def federable(self) -> bool:
+        """Whether contents may be missing when the tree takes its place."""
+        return not (self.single_file or self.layer)
 
     @property
     def upper_tree(self) -> Path:
@@ -162,7 +172,7 @@ class Union:
         Creates the place too, empty, if it does not exist. Raises RefusedError with every reason.
         """
         made_place = False
-        if not self.place.exists() and not self.place.is_symlink():
+        if not self.layer and not self.place.exists() and not self.place.is_symlink():
             self.place.parent.mkdir(parents=True, exist_ok=True)
             self.place.touch(mode=0o600) if self.single_file else self.place.mkdir(mode=0o700)
             made_place = True
@@ -178,7 +188,7 @@ class Union:
                 directory.mkdir(mode=0o700, exist_ok=True)
         if not self.single_file:
             self.upper_tree.mkdir(mode=0o700, exist_ok=True)
-            if not mounts.is_mounted(self.stage / "merged"):
+            if not self.layer and not mounts.is_mounted(self.stage / "merged"):
                 self._try_overlay()
                 self._mark_opaque()
 
@@ -190,8 +200,8 @@ class Union:
         May run before the source stops: nothing of it is remembered. A view that died is replaced, also under
         the running union, whose readers wait meanwhile. Raises TransientError when the source cannot be reached.
         """
-        if self.single_file:
-            raise PermanentError(f"{self.place} is a single file; there is no union to attach a remote view to")
+        if not self.federable:
+            raise PermanentError(f"{self.place} gets no union, so there is nothing to attach a remote view to")
         transport.mount_remote(peer, tree, self.remote, export)
         if not mounts.is_mounted(self.stage / "merged") and not self._lower.serves():
             self._lower.end()
@@ -208,7 +218,7 @@ class Union:
         earlier = self._placeholders()
         self._require_unmounted("the dirty manifest cannot be applied", lower_too=False)
         applied = placement.apply(
-            self.upper_tree, self.basis, entries, everything=everything, spare=self.stage / "spare"
+            self.upper_tree, self.basis, entries, everything=everything, spare=self.stage / "spare", layer=self.layer
         )
         holders = [*self._untouched(earlier, applied, entries), *applied.placeholders]
         records = [_Record(p.path, p.size, p.handle_type, p.handle) for p in holders]
@@ -241,7 +251,7 @@ class Union:
         Returns the number of paths removed. Raises PermanentError while the union is mounted.
         """
         self._require_unmounted("nothing can be removed from its tree", lower_too=False)
-        return placement.prune(self.upper_tree, self.stage / "spare", entries)
+        return placement.prune(self.upper_tree, self.stage / "spare", entries, layer=self.layer)
 
     def mount_merged(self) -> None:
         """Mount the overlay and bind it onto the place. The container may start afterwards.
@@ -382,11 +392,29 @@ class Union:
         Raises PermanentError, with nothing changed, when contents are missing.
         """
         self._require_unmounted("it cannot be folded")
-        if not swapped(self.place, self._swap_journal) and not self.single_file:
+        if self.layer and not swapped(self.place, self._swap_journal):
+            require_unused(self.place)
+        elif not swapped(self.place, self._swap_journal) and not self.single_file:
             if self._swap_journal.exists() and not self.upper_tree.exists():
                 raise PermanentError(f"the tree of {self.place} has gone from {self.upper_tree}; look there first")
             fold_tree(self.upper_tree, self.replica, self.stage / "spare", self.stage / "fold.journal")
         swap_into_place(self.upper_tree, self.place, self._swap_journal)
+
+    def layer_root(self) -> Path | None:
+        """A layer: where its tree lies now, at the place or in the stage; None if it went with a removed container."""
+        if not self.stage.exists() or swapped(self.place, self._swap_journal):
+            return self.place if self.place.is_dir() else None
+        return self.upper_tree if may_take_its_place(self.upper_tree, self._swap_journal) else None
+
+    def take_out(self) -> None:
+        """A layer: bring what lies at the place back to ``upper_tree``, from where it can take another place.
+
+        For a container that is removed although it was started: what it wrote stays. Harmless when repeated.
+        """
+        if self.layer and swapped(self.place, self._swap_journal):
+            require_unused(self.place)
+            exchange(self.upper_tree, self.place)
+            sync_filesystem(self.stage)
 
     def place_plain(self) -> None:
         """Everything is here: swap the tree into its place without any union. Harmless when repeated.
@@ -454,6 +482,8 @@ class Union:
 
     def _refuse_if_held(self, copies: set[bytes]) -> None:
         """Somebody in another mount namespace has the union mounted, other than as a copy of ours."""
+        if not self.federable:
+            return  # there never was one
         for pid, record in mounts.mounted_elsewhere(self._overlay_name.encode()):
             if record.point not in copies:
                 raise TransientError(
@@ -471,6 +501,8 @@ class Union:
 
     def _require_suitable_place(self) -> None:
         reasons = []
+        if self.layer:
+            return  # what Docker has made in the layer of a container that never ran is made again at its start
         kind = "file" if self.single_file else "directory"
         if self.place.is_symlink() or self.place.is_file() != self.single_file:
             reasons.append(f"{self.place} is not a plain {kind}")
@@ -531,9 +563,9 @@ class Union:
                 raise PermanentError(f"{self.place} could not be removed: {error.strerror}") from error
 
 
-def fold_placeholders(tree: Path, contents: Path, stage: Path) -> None:
+def fold_placeholders(tree: Path, contents: Path, stage: Path, *, layer: bool = False) -> None:
     """Give every placeholder of ``tree`` its data from ``contents``, by renames. Harmless when repeated."""
-    fold_tree(tree, contents, stage / "spare", stage / "fold.journal")
+    fold_tree(tree, contents, stage / "spare", stage / "fold.journal", layer=layer)
 
 
 def _with_parents(path: bytes) -> Iterator[bytes]:

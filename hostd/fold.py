@@ -46,14 +46,15 @@ class _Work:
     """The times of the directories that the above will disturb."""
 
 
-def fold_tree(tree: Path, replica: Path, spare: Path, journal: Path) -> int:
+def fold_tree(tree: Path, replica: Path, spare: Path, journal: Path, *, layer: bool = False) -> int:
     """Make ``tree`` a plain directory with all contents in it. Returns the number of files that were completed.
 
+    ``layer``: it is a container's writable layer, whose whiteouts and marks are data, not traces of a union.
     Raises PermanentError, with nothing changed, when contents are missing.
     """
     spare.mkdir(mode=0o700, exist_ok=True)
     with Beneath(tree) as upper, Beneath(replica) as contents, Beneath(spare) as aside:
-        work = _survey(upper)
+        work = _survey(upper, layer=layer)
         _require_contents(upper, contents, work)
         if journal.exists():
             # An earlier attempt disturbed the times already; only its own record of them is true.
@@ -66,7 +67,8 @@ def fold_tree(tree: Path, replica: Path, spare: Path, journal: Path) -> int:
             os.unlink(name, dir_fd=at)
         for path, source in work.placeholders:
             _complete(upper, path, contents, source, aside, spare)
-        _strip_marks(upper)
+        if not layer:
+            _strip_marks(upper)
         for record in sorted(times, key=lambda record: record.path, reverse=True):
             at, name = upper.locate(record.path)
             os.utime(name, ns=(record.atime_ns, record.mtime_ns), dir_fd=at, follow_symlinks=False)
@@ -105,6 +107,13 @@ def swapped(place: Path, journal: Path) -> bool:
     return _inode(place) == msgspec.msgpack.decode(journal.read_bytes(), type=_Swap).inode
 
 
+def may_take_its_place(tree: Path, journal: Path) -> bool:
+    """Whether ``tree`` is what ``swap_into_place`` is to bring, or has brought, to a place."""
+    if not journal.exists():
+        return tree.exists()
+    return _inode(tree) == msgspec.msgpack.decode(journal.read_bytes(), type=_Swap).inode
+
+
 def write_durably(file: Path, content: bytes) -> None:
     """Write a small private file so that after a crash it is either whole or absent."""
     new = file.with_name(file.name + ".new")
@@ -131,14 +140,14 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _survey(upper: Beneath) -> _Work:
+def _survey(upper: Beneath, *, layer: bool) -> _Work:
     work = _Work()
     for directory, entries in upper.walk():
         disturbed = False
         at = upper.directory(directory)
         for name, seen in entries:
             path = directory + b"/" + name if directory else name
-            if stat.S_ISCHR(seen.st_mode) and seen.st_rdev == 0:
+            if stat.S_ISCHR(seen.st_mode) and seen.st_rdev == 0 and not layer:
                 work.whiteouts.append(path)
                 disturbed = True
             elif stat.S_ISREG(seen.st_mode):
@@ -146,7 +155,7 @@ def _survey(upper: Beneath) -> _Work:
                 if METACOPY in marks:
                     work.placeholders.append((path, _redirect(path, marks)))
                     disturbed = True
-                elif WHITEOUT_MARK in marks and seen.st_size == 0:
+                elif WHITEOUT_MARK in marks and seen.st_size == 0 and not layer:
                     work.whiteouts.append(path)
                     disturbed = True
         if disturbed:

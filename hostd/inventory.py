@@ -303,7 +303,7 @@ def _record(
 def _mount_record(mount: Mount, container: str, used: list[Place], sizer: Sizer) -> MountRecord:
     size = sizer.size(mount.tree)
     return MountRecord(
-        kind=mount.kind,
+        kind="bind" if mount.kind == "bind" else "volume",
         name=mount.name,
         destination=mount.destination,
         tree=mount.tree,
@@ -317,7 +317,7 @@ def _mount_record(mount: Mount, container: str, used: list[Place], sizer: Sizer)
 def _attached_record(mount: Mount, place: SharedPlace) -> MountRecord:
     """Never measured: walking a share takes its server's time, and may hang."""
     return MountRecord(
-        kind=mount.kind,
+        kind="bind" if mount.kind == "bind" else "volume",
         name=mount.name,
         destination=mount.destination,
         tree=mount.tree,

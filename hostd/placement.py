@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from events.errors import PermanentError, RefusedError
 from hostd.beneath import Beneath, empty_directory, reach, remove_tree
-from hostd.entry import escape
+from hostd.entry import LAYER_MARKS, escape
 
 if TYPE_CHECKING:
     from hostd.manifest import Entry
@@ -92,6 +92,7 @@ def apply(
     *,
     everything: bool = False,
     spare: Path | None = None,
+    layer: bool = False,
 ) -> Applied:
     """Make ``upper_tree`` equal to the source as the manifest describes it, contents of stale files excepted.
 
@@ -99,13 +100,15 @@ def apply(
     the manifest lists the whole tree, so whatever it does not list is removed. ``spare`` is a directory for
     things in the making, on the same file system (default: next to ``basis``).
 
-    A tree that is a single file takes metadata only: its contents must have been pulled already.
+    A tree that is a single file takes metadata only: its contents must have been pulled already. ``layer``: the
+    tree is a container's writable layer, in which a device 0:0 and the marks of overlayfs mean what they say, and of
+    whose stale directories the names are listed, not all that is below these.
 
     Raises RefusedError when the tree cannot be federated, PermanentError when the manifest contradicts itself
     or this file system cannot hold what it says. Nothing outside of the three directories is touched.
     """
     listed = _checked(entries)
-    if reasons := obstacles(listed):
+    if not layer and (reasons := obstacles(listed)):
         raise RefusedError(reasons)
     spare = basis.with_name("spare") if spare is None else spare
     if not stat.S_ISDIR(upper_tree.lstat().st_mode):
@@ -114,7 +117,7 @@ def apply(
         directory.mkdir(mode=0o700, exist_ok=True)
     with Beneath(upper_tree) as tree, Beneath(spare) as aside, Beneath(basis) as old:
         empty_directory(aside.root)
-        placement = _Placement(tree, aside, old, spare)
+        placement = _Placement(tree, aside, old, spare, layer=layer)
         current = b""
         try:
             for step in placement.steps(listed, everything=everything):
@@ -128,21 +131,23 @@ def apply(
         return placement.applied
 
 
-def prune(upper_tree: Path, spare: Path, entries: Iterable[Entry]) -> int:
+def prune(upper_tree: Path, spare: Path, entries: Iterable[Entry], *, layer: bool = False) -> int:
     """Between two pre-copy rounds: remove what the manifest says is gone, and return how many paths that were.
 
     rsync brings what a list names and removes what the list names and the source lacks, but it does not see
-    what else lies in a directory that was replaced. Call this before such a pull.
+    what else lies in a directory that was replaced. Call this before such a pull. ``layer``: as for ``apply``.
     """
     listed = _checked(entries)
     if not stat.S_ISDIR(upper_tree.lstat().st_mode):
         return 0
     spare.mkdir(mode=0o700, exist_ok=True)
     with Beneath(upper_tree) as tree, Beneath(spare) as aside:
-        placement = _Placement(tree, aside, aside, spare)
+        placement = _Placement(tree, aside, aside, spare, layer=layer)
         try:
             for _ in placement.removals(listed, everything=False):
                 pass
+            if layer:
+                placement.remove_other_kinds(listed)
         except OSError as error:
             raise PermanentError(f"what is gone could not be removed from {upper_tree}: {error}") from error
         empty_directory(aside.root)
@@ -223,8 +228,9 @@ def read_xattrs(at: int, name: bytes) -> dict[bytes, bytes]:
     return {os.fsencode(key): os.getxattr(file, key, follow_symlinks=False) for key in names}
 
 
-def set_metadata(at: int, name: bytes, wanted: Metadata) -> None:
-    """Make owner, mode, xattrs and mtime exactly so. Overlay marks stay. Raises OSError.
+def set_metadata(at: int, name: bytes, wanted: Metadata, *, layer: bool = False) -> None:
+    """Make owner, mode, xattrs and mtime exactly so. Overlay marks stay, but those that belong to a ``layer`` are
+    made exactly so as well. Raises OSError.
 
     The order matters: a change of owner clears set-id bits and file capabilities, an ACL and the mode's group
     bits are one thing seen twice, and the time comes last because everything else is a change.
@@ -232,7 +238,7 @@ def set_metadata(at: int, name: bytes, wanted: Metadata) -> None:
     file = reach(at, name)
     have = read_xattrs(at, name)
     for key in have.keys() - wanted.xattrs.keys():
-        if not key.startswith(OVERLAY_PREFIX):
+        if not key.startswith(OVERLAY_PREFIX) or (layer and key in LAYER_MARKS):
             with _absent_is_fine():
                 os.removexattr(file, key, follow_symlinks=False)
     seen = os.stat(name, dir_fd=at, follow_symlinks=False)
@@ -265,7 +271,8 @@ def _absent_is_fine() -> Iterator[None]:
 class _Placement:
     """One application of a manifest. ``steps`` yields each path before it is worked on, for error messages."""
 
-    def __init__(self, tree: Beneath, aside: Beneath, old: Beneath, spare: Path) -> None:
+    def __init__(self, tree: Beneath, aside: Beneath, old: Beneath, spare: Path, *, layer: bool = False) -> None:
+        self.layer = layer
         self.tree = tree
         self.aside = aside
         self.old = old
@@ -292,14 +299,14 @@ class _Placement:
         for entry in reversed(directories):
             yield entry.path
             at, name = self.tree.locate(entry.path)
-            set_metadata(at, name, Metadata.of(entry))
+            set_metadata(at, name, Metadata.of(entry), layer=self.layer)
 
     def removals(self, listed: list[Entry], *, everything: bool) -> Iterator[bytes]:
         """Remove what is said to be gone, and what a directory that is listed in full does not list."""
         present = {entry.path for entry in listed if entry.kind != "-"}
         covered: bytes | None = None
         if everything:
-            yield from self._remove_unlisted(b"", present)
+            yield from self._remove_unlisted(b"", present, everything=True)
         for entry in listed:
             if entry.kind == "-":
                 yield entry.path
@@ -308,7 +315,16 @@ class _Placement:
                 if covered is not None and entry.path.startswith(covered):
                     continue
                 yield from self._remove_unlisted(entry.path, present)
+                if self.layer:
+                    continue
                 covered = entry.path + b"/" if entry.path else b""
+
+    def remove_other_kinds(self, listed: list[Entry]) -> None:
+        """What lies under a listed name and is something else goes: rsync stumbles over directories in the way."""
+        for entry in listed:
+            seen = self.tree.stat(entry.path) if entry.path and entry.kind != "-" else None
+            if seen is not None and stat.S_IFMT(seen.st_mode) != _TYPES[entry.kind]:
+                self._remove(entry.path)
 
     def _remove(self, path: bytes) -> None:
         if not path:
@@ -320,7 +336,7 @@ class _Placement:
         self.tree.forget()
         self.applied.removed += 1
 
-    def _remove_unlisted(self, start: bytes, present: set[bytes]) -> Iterator[bytes]:
+    def _remove_unlisted(self, start: bytes, present: set[bytes], *, everything: bool = False) -> Iterator[bytes]:
         seen = self.tree.stat(start)
         if seen is None or not stat.S_ISDIR(seen.st_mode):
             return
@@ -330,6 +346,8 @@ class _Placement:
                 path = directory + b"/" + name if directory else name
                 if path not in present:
                     unlisted.append(path)
+            if self.layer and not everything:
+                break
         for path in unlisted:
             yield path
             self._remove(path)

@@ -33,8 +33,11 @@ class Remainder:
 
 def decide(view: View) -> Remainder:
     """Whether the remainder is brought now. Call it only after ``source_stopped``."""
-    single_files = {mount.destination for mount in view.source_prepared.mounts if mount.single_file}
-    dirty = [listed for listed in view.dirty() if listed.destination not in single_files]
+    # What no union can carry, a single file and the writable layer, is brought in the stop window in any case.
+    brought = {
+        mount.destination for mount in view.source_prepared.mounts if mount.single_file or mount.kind == "rootfs"
+    }
+    dirty = [listed for listed in view.dirty() if listed.destination not in brought]
     stale_bytes = sum(listed.stale_bytes for listed in dirty)
     stale_files = sum(listed.stale_files for listed in dirty)
     amount = f"{stale_bytes / 1e6:.1f} MB" if stale_bytes >= 10**5 else f"{stale_bytes} bytes"

@@ -189,6 +189,7 @@ _FILL = Step("fill", ("announce_placement", "supervise_container", "watch_health
 _LEFT_BEHIND = (
     "warm_container",
     "create_container",
+    "open_layer",
     "mount_union",
     "attach_remote",
     "create_volumes",
@@ -206,7 +207,15 @@ PLAN = Plan(
     steps={
         "preparing": Step(
             "prepare",
-            ("fetch_spec", "check_target", "provide_image", "create_networks", "create_volumes", "create_container"),
+            (
+                "fetch_spec",
+                "check_target",
+                "provide_image",
+                "create_networks",
+                "create_volumes",
+                "create_container",
+                "open_layer",
+            ),
             _prepared,
         ),
         "syncing": Step("sync", ("pull_round",), _synced),

@@ -108,13 +108,21 @@ MAX_WORDS_CHARACTERS = 60_000
 """More than that may have been cut, and what was cut may have been something else."""
 
 
-def only_vanished(stderr: str) -> bool:
+_REPLACED = re.compile(r"get_acl: sys_acl_get_file\(.*, ACL_TYPE_DEFAULT\): Permission denied")
+"""A directory here became one of several names of a device there, as whiteouts of a layer are: rsync has replaced it,
+and then looks for the default ACL of a directory. That it is none is what libacl calls a permission denied."""
+
+
+def only_vanished(stderr: str, *, layer: bool = False) -> bool:
     """Whether an exit with 23 means no more than that files went away, or became others, while they were looked at (D2).
+
+    ``layer``: or were replaced by a whiteout.
 
     rsync has a code of its own for that, but takes it only if the file was gone already when it was opened.
     """
     named = _RSYNC_FILE_ERROR.findall(stderr)
-    return bool(named) and len(stderr) < MAX_WORDS_CHARACTERS and all(_VANISHED.match(words) for words in named)
+    fine = all(_VANISHED.match(words) or (layer and _REPLACED.match(words)) for words in named)
+    return bool(named) and len(stderr) < MAX_WORDS_CHARACTERS and fine
 
 
 def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:

@@ -33,6 +33,7 @@ from pathlib import Path
 from events.errors import PermanentError, TransientError
 from events.schema import FileRef
 from hostd import mounts, nfs_client
+from hostd.entry import LAYER_MARKS
 from hostd.nfs_client import Export, force_unmount, mount_export
 from hostd.peer import SETTING, Peer, ssh_config
 from hostd.process import (
@@ -285,6 +286,7 @@ class Transport:
         expect_entries: int = 0,
         checksum: bool = False,
         reread: bool = False,
+        layer: bool = False,
         basis: Path | None = None,
         bwlimit_kib: int = 0,
         fsync: bool = True,
@@ -300,7 +302,8 @@ class Transport:
         that ``tree`` and ``destination`` are files. ``live`` says that the source still changes, so that a
         vanished file is no failure. ``expect_entries`` is the least number of entries that the tree's top must
         have before anything may be deleted here (D7, D22). ``checksum`` compares contents instead of size and
-        time; ``reread`` transfers every listed file whatever its size and time. ``basis`` is a tree of older
+        time; ``reread`` transfers every listed file whatever its size and time. ``layer`` says that the tree is a
+        container's writable layer, whose marks of overlayfs belong to it. ``basis`` is a tree of older
         versions: with ``reread`` it only saves traffic, without it a file of equal size and time is copied from it.
         ``fsync`` returns only when everything is on disk. ``timeout_seconds`` bounds a stall, not the whole.
 
@@ -310,7 +313,9 @@ class Transport:
         self.check(peer)
         if delete and expect_entries > 0 and not single_file:
             self._require_entries(peer, raw, expect_entries, timeout_seconds, cancelled)
-        command = [*self._rsync(peer), "-aHAXS", "--numeric-ids", "--from0", "--filter=-x trusted.overlay.*"]
+        command = [*self._rsync(peer), "-aHAXS", "--numeric-ids", "--from0"]
+        marks = sorted(map(os.fsdecode, LAYER_MARKS)) if layer else []
+        command += [*(f"--filter=+x {mark}" for mark in marks), "--filter=-x trusted.overlay.*"]
         # By default rsync takes two times within one second for the same, of files and of directories.
         command += ["--modify-window=-1"]
         command += [f"--temp-dir={temp_dir}", "--stats", "--info=progress2,flist0,name0", "--outbuf=L"]
@@ -338,8 +343,9 @@ class Transport:
             # After any error rsync deletes nothing any more, so a comparison of everything must do without.
             forgiving = live and not checksum and not single_file
             result = self._perform(
-                peer, command, lock=lock, live=live, forgiving=forgiving, on_progress=on_progress, cancelled=cancelled
-            )
+                peer, command, lock=lock, live=live, forgiving=forgiving, layer=layer, on_progress=on_progress,
+                cancelled=cancelled,
+            )  # fmt: skip
         if fsync:
             sync_filesystem(destination)
         return result
@@ -385,6 +391,7 @@ class Transport:
         lock: int | None,
         live: bool,
         forgiving: bool = False,
+        layer: bool = False,
         on_progress: Callable[[Progress], None] | None,
         cancelled: threading.Event | None,
     ) -> RsyncResult:
@@ -393,7 +400,7 @@ class Transport:
         watcher = OutputReader(on_progress)
         process.follow(watcher.feed, cancelled)
         vanished = process.returncode == 24 or (
-            forgiving and process.returncode == 23 and only_vanished(process.stderr)
+            forgiving and process.returncode == 23 and only_vanished(process.stderr, layer=layer)
         )
         if process.returncode != 0 and not (vanished and live):
             raise rsync_error(peer, process.returncode, process.stderr)

@@ -27,6 +27,7 @@ from hostd.beneath import Beneath
 from hostd.entry import DIGEST_BYTES
 from hostd.federation import Union
 from hostd.fold import write_durably
+from hostd.layer import layer_entry
 from hostd.manifest import Difference, Entry, compare, differences, order_key, read_manifest, walk
 from hostd.placement import METACOPY, OVERLAY_PREFIX, REDIRECT
 
@@ -123,7 +124,8 @@ class _Tree:
     def __init__(self, union: Union, kept: Path | None = None) -> None:
         self.union = union
         folded = not union.stage.exists()
-        self.root = union.place if folded or union.state().settled else union.upper_tree
+        layer = union.layer_root() if union.layer else None
+        self.root = layer or (union.place if folded or union.state().settled else union.upper_tree)
         self.prefix = os.fsencode(self.root) + b"/"
         evidence = kept if folded and kept is not None else union.stage
         self.since_ns = (evidence / MOUNT_MARK).stat().st_mtime_ns
@@ -198,7 +200,8 @@ def changed_entries(union: Union, directory: Path) -> Iterator[Entry]:
         return
     with Beneath(tree.root) as inside:
         for entry in walk(tree.root):
-            plain = msgspec.structs.replace(_without_marks(entry), link_group=entry.link_group)
+            without = msgspec.structs.replace(_without_marks(entry), link_group=entry.link_group)
+            plain = layer_entry(entry) if union.layer else without
             stale = entry.kind == "f" and entry.size > 0 and tree.changed(inside, entry.path)
             yield msgspec.structs.replace(plain, stale=stale)
 
@@ -220,6 +223,8 @@ def _batched(agreed: Iterator[tuple[Entry, bytes]]) -> Iterator[_Agreed]:
 def _pairs(manifest: Path, tree: _Tree, inside: Beneath, found: Found) -> Iterator[tuple[Entry, bytes]]:
     """Compare names and metadata; yield the regular files whose contents remain to be compared."""
 
+    layer = tree.union.layer
+
     def expected() -> Iterator[Entry]:
         for entry in read_manifest(manifest):
             yield msgspec.structs.replace(entry, link_group=0) if entry.link_group else entry
@@ -238,7 +243,8 @@ def _pairs(manifest: Path, tree: _Tree, inside: Beneath, found: Found) -> Iterat
             else:
                 found.add(Difference(right.path, "unexpected", None, right))
             continue
-        differing = list(differences(left, _without_marks(right)))
+        plain = msgspec.structs.replace(layer_entry(right), link_group=0) if layer else _without_marks(right)
+        differing = list(differences(left, plain))
         if tree.changed(inside, right.path):
             found.changed += 1
         elif differing:

@@ -1,7 +1,8 @@
 """After the stop: make the arrived trees equal to the frozen source, contents of stale files excepted.
 
 Where the remainder is small, or the request wants no union, these are brought here as well: then nothing is stale
-any more, and the tree takes its place as a plain directory.
+any more, and the tree takes its place as a plain directory. So are those of the container's writable layer always:
+overlayfs takes no overlay as its upper directory, so there can be no union beneath it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import msgspec
 
 from events.errors import PermanentError
 from hostd import remainder
-from hostd.effects.arrival import Arrival, arrivals, peer_of_source
+from hostd.effects.arrival import Arrival, arrivals, layer_arrival, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.limited import pull
 from hostd.effects.manifests import entries_of
+from hostd.effects.open_layer import ensure_layer, withdraw_layer
 from hostd.effects.pull_round import teller
 from hostd.manifest import Entry
 from hostd.verification import remember_dirty_directories
@@ -27,6 +29,7 @@ class ApplyDirty(Effect):
     name: ClassVar[str] = "apply_dirty"
 
     def run(self, context: Context) -> Outcome:
+        ensure_layer(context)
         decision = remainder.decide(context.view)
         context.log.info("remainder", kind=decision.kind, reason=decision.why)
         published = {dirty.destination: dirty for dirty in context.view.dirty()}
@@ -34,13 +37,16 @@ class ApplyDirty(Effect):
             dirty = published.get(arrival.mount.destination)
             if dirty is None:
                 raise PermanentError(f"the source published no list of changes of {arrival.mount.destination}")
+            entries = list(entries_of(context, dirty))
+            if arrival.union.layer and entries:
+                withdraw_layer(context, "what the container wrote outside of its mounts changed until it stopped")
+                arrival = layer_arrival(context) or arrival  # noqa: PLW2901 (it may have another place now)
             state = arrival.union.state()
             if state.settled or state.placed:
                 continue
-            entries = list(entries_of(context, dirty))
             if arrival.mount.single_file and entries:
                 self._pull_again(context, arrival)
-            elif decision.kind == "finished":
+            elif decision.kind == "finished" or arrival.union.layer:
                 entries = _bring(context, arrival, entries)
             arrival.union.apply(entries, everything=dirty.everything)
             remember_dirty_directories(arrival.union, entries)
@@ -64,7 +70,9 @@ def _bring(context: Context, arrival: Arrival, entries: list[Entry]) -> list[Ent
     """The last round, from a source that stands still: contents of what is stale. Returns the entries, none of it stale."""
     wanted = [entry.path for entry in entries if entry.kind != "f" or entry.stale]
     tell = teller(context, arrival, "last round, the container is stopped")
-    if not context.view.rounds:
+    if not any(entry.kind == "f" and entry.stale for entry in entries):
+        pass  # names and metadata are in the list itself
+    elif not context.view.rounds:
         pull(
             context,
             arrival,
@@ -72,7 +80,7 @@ def _bring(context: Context, arrival: Arrival, entries: list[Entry]) -> list[Ent
             expect_entries=1 if any(entry.path for entry in entries) else 0,
             on_progress=tell,
         )
-    elif any(entry.kind == "f" and entry.stale for entry in entries):
+    else:
         arrival.union.prune(entries)
         pull(
             context,

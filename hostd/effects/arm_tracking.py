@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 from events.schema import DirtyManifest, SyncOrdered
-from hostd.dirty import dirty_manifest, everything
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.publish import publish
-from hostd.effects.track_changes import ensure_tracker
+from hostd.effects.track_changes import changed, ensure_tracker, whole
 from hostd.openfiles import writable_files
 
 
@@ -30,11 +28,11 @@ class ArmTracking(Effect):
         # before can have watched since then.
         same_life = context.view.boots.get("sync_armed") == context.bench.boot
         for mount in prepared.mounts:
-            tracker, fresh = ensure_tracker(context, mount.destination, mount.tree)
+            tracker, fresh = ensure_tracker(context, mount)
             open_files = writable_files(pid) if pid else {}
             seen = tracker.arm(number, open_files)
             if not order.contents:
-                entries = list(everything(Path(mount.tree)))
+                entries = whole(mount)
                 dirty.append(publish(context, mount, f"round-{number}", entries, everything=True, why=order.why))
                 continue
             if number == 1:
@@ -42,7 +40,7 @@ class ArmTracking(Effect):
             if fresh or not same_life or not seen.trusted:
                 distrust.append(f"{mount.destination}: {seen.why or 'the agent was restarted'}")
                 continue
-            entries = dirty_manifest(Path(mount.tree), seen, open_files)
+            entries = changed(mount, seen, open_files)
             dirty.append(publish(context, mount, f"round-{number}", entries, everything=False, why=""))
         if distrust:
             return {"compare": True, "why": "; ".join(distrust)[:1000], "dirty": ()}

@@ -1,7 +1,9 @@
 """Where each data mount of the container arrives on the target. Not an effect: shared by the target's.
 
 A named volume's stage lies beside its ``_data``, a bind's beside the bound path, so that both are on the
-file system of the final place and the tree can take its place by a rename.
+file system of the final place and the tree can take its place by a rename. The writable layer's lies in Docker's
+data root; its place is the upper directory of the container that was created for it, which is noted in a file of the
+migration, because looking it up would cost the stop window two questions to Docker each time.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from events.errors import PermanentError
 from events.schema import Mount
 from hostd.effects.base import Context
 from hostd.federation import Union
+from hostd.layer import ROOTFS
 from hostd.nfs_client import Export
 from hostd.nfs_server import share_of
 from hostd.peer import Peer
@@ -23,6 +28,18 @@ VOLUME_STAGE = "cargo"
 NOT_EMPTY_MARK = ".cargo-arriving"
 """Docker fills an *empty* volume with what the image has at the mount's place. This keeps it from that; the
 mark lies in the directory that the arriving tree replaces as a whole."""
+
+
+LAYER_PLACE = "layer"
+"""File of the migration that holds a LayerPlace."""
+
+
+class LayerPlace(msgspec.Struct, frozen=True, array_like=True):
+    """Where the writable layer arrives on this host."""
+
+    container_id: str
+    upper: str
+    stage: str
 
 
 @dataclass(frozen=True)
@@ -70,20 +87,50 @@ def labels(context: Context) -> dict[str, str]:
 
 
 def arrivals(context: Context) -> list[Arrival]:
-    """Every data mount, with its union. Volumes must exist by now."""
+    """Every data mount, with its union. Volumes must exist by now; the layer is among them once it has a stage."""
+    found = volume_arrivals(context)
+    layer = layer_arrival(context)
+    return found if layer is None else [*found, layer]
+
+
+def volume_arrivals(context: Context) -> list[Arrival]:
+    """As ``arrivals``, without the container's writable layer."""
     return [
         Arrival(mount, _union(context, mount, number), number)
         for number, mount in enumerate(context.view.source_prepared.mounts)
+        if mount.kind != ROOTFS
     ]
 
 
 def existing_arrivals(context: Context) -> list[Arrival]:
-    """As ``arrivals``, without volumes that do not exist (any more)."""
+    """As ``volume_arrivals``, without volumes that do not exist (any more)."""
     found = []
     for number, mount in enumerate(context.view.source_prepared.mounts):
-        if mount.kind == "bind" or context.bench.engine.volume_inspect(mount.name) is not None:
+        if mount.kind == "bind" or (
+            mount.kind == "volume" and context.bench.engine.volume_inspect(mount.name) is not None
+        ):
             found.append(Arrival(mount, _union(context, mount, number), number))
     return found
+
+
+def layer_mount(context: Context) -> Mount | None:
+    """The container's writable layer, if it travels."""
+    return next((mount for mount in context.view.source_prepared.mounts if mount.kind == ROOTFS), None)
+
+
+def layer_arrival(context: Context) -> Arrival | None:
+    """Where the writable layer arrives; None if it does not travel, or before ``open_layer``."""
+    mount, place = layer_mount(context), layer_place(context)
+    if mount is None or place is None:
+        return None
+    number = context.view.source_prepared.mounts.index(mount)
+    return Arrival(mount, Union(Path(place.stage), Path(place.upper), layer=True), number)
+
+
+def layer_place(context: Context) -> LayerPlace | None:
+    """What ``open_layer`` has noted."""
+    file = context.directory / LAYER_PLACE
+    return msgspec.msgpack.decode(file.read_bytes(), type=LayerPlace) if file.exists() else None
 
 
 def _union(context: Context, mount: Mount, number: int) -> Union:

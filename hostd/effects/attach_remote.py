@@ -21,7 +21,7 @@ class AttachRemote(Effect):
             return None
         for arrival in arrivals(context):
             context.check_cancelled()
-            if not arrival.mount.single_file and not arrival.union.state().settled:
+            if arrival.union.federable and not arrival.union.state().settled:
                 arrival.attach_remote(context)
         return None
 

@@ -21,6 +21,7 @@ import structlog
 from events.errors import CancelledError, PermanentError
 from events.records import PlacementRecord
 from hostd.engine import Engine
+from hostd.layer_tracker import LayerTracker
 from hostd.openfiles import FileKey, OpenFile
 from hostd.plan import View
 from hostd.settings import HostSettings
@@ -50,7 +51,7 @@ class Workbench:
     settings: HostSettings
     engine: Engine
     transport: Transport
-    trackers: dict[tuple[str, str], Tracker] = field(default_factory=dict)
+    trackers: dict[tuple[str, str], Tracker | LayerTracker] = field(default_factory=dict)
     """Running change trackers, by migration and mount destination; they die with the process."""
     open_files: dict[str, dict[FileKey, OpenFile]] = field(default_factory=dict)
     """What a container held open for writing right before it was stopped, by migration."""
@@ -60,6 +61,8 @@ class Workbench:
     """Containers that somebody stopped through Docker, with the monotonic time of it, by container id."""
     warm: dict[str, WarmStart] = field(default_factory=dict)
     """Containers on the way to, or at, their gate, by migration; they do not outlive the process."""
+    why_cold: dict[str, str] = field(default_factory=dict)
+    """Why a container that waited was sent away again before its start, by migration."""
     boot: str = ""
     place: Callable[[str, PlacementRecord], None] = lambda _container, _record: None
     """Writes ``placements/<container>`` unless it says so already. Raises StoreUnavailableError."""

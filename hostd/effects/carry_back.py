@@ -15,9 +15,11 @@ from events.schema import DirtyManifest, Mount, RollbackOrdered, TargetStopped
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.manifests import fetched_from
 from hostd.federation import fold_placeholders
+from hostd.layer import ROOTFS
 from hostd.manifest import Entry, read_manifest
 from hostd.peer import Peer
 from hostd.placement import apply
+from hostd.rootfs import layer_stage, require_unused
 
 CARRY_STAGE = ".cargo-carry"
 
@@ -40,13 +42,14 @@ class CarryBack(Effect):
         peer = _peer_of_target(context, stopped)
         trees = {tree.destination: tree for tree in stopped.trees}
         moved = files = 0
-        for mount in context.view.source_prepared.mounts:
+        here = [mount for mount in context.view.source_prepared.mounts if _listed(mount, trees)]
+        for mount in here:
             if mount.destination not in trees or mount.destination not in stopped.places:
                 raise PermanentError(f"the target listed no changes of {mount.destination}")
             received, count = _pull(context, peer, mount, trees[mount.destination], stopped.places[mount.destination])
             moved += received
             files += count
-        for mount in context.view.source_prepared.mounts:
+        for mount in here:
             _apply(context, peer, mount, trees[mount.destination])
         return {"bytes_moved": moved, "files": files, "duration_seconds": round(time.monotonic() - started, 3)}
 
@@ -63,7 +66,15 @@ def _peer_of_target(context: Context, stopped: TargetStopped) -> Peer:
     )
 
 
-def _stage(context: Context, mount: Mount) -> Path:
+def _listed(mount: Mount, trees: dict[str, DirtyManifest]) -> bool:
+    """A writable layer that is not listed went with the container that somebody removed on the target."""
+    return mount.kind != ROOTFS or mount.destination in trees
+
+
+def carry_stage(context: Context, mount: Mount) -> Path:
+    """Where what the target changed is put together: on the file system of the mount's tree."""
+    if mount.kind == ROOTFS:
+        return layer_stage(Path(mount.tree), f"{context.migration}-back")
     return Path(mount.tree).parent / f"{CARRY_STAGE}-{context.migration}"
 
 
@@ -72,13 +83,16 @@ def _entries(context: Context, peer: Peer, tree: DirtyManifest) -> list[Entry]:
 
 
 def _all_pulled(context: Context) -> bool:
-    mounts = context.view.source_prepared.mounts
-    return all((_stage(context, mount) / "pulled").exists() for mount in mounts)
+    stopped = context.view.facts["target_stopped"]
+    assert isinstance(stopped, TargetStopped)
+    trees = {tree.destination: tree for tree in stopped.trees}
+    mounts = [mount for mount in context.view.source_prepared.mounts if _listed(mount, trees)]
+    return all((carry_stage(context, mount) / "pulled").exists() for mount in mounts)
 
 
 def _pull(context: Context, peer: Peer, mount: Mount, tree: DirtyManifest, place: str) -> tuple[int, int]:
     """Bring the changed contents aside. Returns bytes and files that crossed the link."""
-    stage = _stage(context, mount)
+    stage = carry_stage(context, mount)
     if (stage / "pulled").exists():
         return 0, 0
     for name in ("contents", "incoming", "partial"):
@@ -110,7 +124,7 @@ def _pull(context: Context, peer: Peer, mount: Mount, tree: DirtyManifest, place
 
 
 def _apply(context: Context, peer: Peer, mount: Mount, tree: DirtyManifest) -> None:
-    stage = _stage(context, mount)
+    stage = carry_stage(context, mount)
     if not stage.exists():
         return
     place = Path(mount.tree)
@@ -119,6 +133,9 @@ def _apply(context: Context, peer: Peer, mount: Mount, tree: DirtyManifest) -> N
         file = stage / "contents" / "file"
         if file.exists():
             file.replace(place)
-    apply(place, stage / "basis", entries, everything=not mount.single_file, spare=stage / "spare")
+    layer = mount.kind == ROOTFS
+    if layer:
+        require_unused(place)
+    apply(place, stage / "basis", entries, everything=not mount.single_file, spare=stage / "spare", layer=layer)
     if not mount.single_file:
-        fold_placeholders(place, stage / "contents", stage)
+        fold_placeholders(place, stage / "contents", stage, layer=layer)

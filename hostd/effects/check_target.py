@@ -16,6 +16,7 @@ from hostd.effects.shared import bind_problems
 from hostd.engine import EngineInfo
 from hostd.fidelity import Target, refusals, shortfalls
 from hostd.inventory import port_problems
+from hostd.layer import ROOTFS
 from hostd.nfs_client import client_problem, try_export
 from hostd.shared_storage import volume_problem
 from hostd.space import shortages
@@ -107,6 +108,7 @@ def _volume_problems(context: Context) -> list[str]:
     for mount in context.view.source_prepared.mounts:
         if mount.kind == "bind":
             bind_place(mount)
+        if mount.kind != "volume":
             continue
         volume = context.bench.engine.volume_inspect(mount.name)
         if volume is None:
@@ -140,12 +142,13 @@ def _remote_problems(context: Context) -> list[str]:
     problems = []
     for number, mount in enumerate(prepared.mounts):
         export = export_of(context, number)
-        if export is not None and not mount.single_file:
+        if export is not None and not mount.single_file and mount.kind != ROOTFS:
             problems.append(try_export(export, context.directory / "trial"))
     return [f"{context.host}: {problem}" for problem in problems if problem]
 
 
 def _space_problems(context: Context) -> list[str]:
+    # A writable layer lies on the same file system as the volumes, by the place of its stage.
     volumes = Path(context.bench.engine.info().data_root) / "volumes"
     mounts = context.view.source_prepared.mounts
     places = [(mount, bind_place(mount) if mount.kind == "bind" else volumes) for mount in mounts]

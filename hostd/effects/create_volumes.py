@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from events.errors import TransientError
 from hostd import mounts
-from hostd.effects.arrival import NOT_EMPTY_MARK, Arrival, arrivals, existing_arrivals, labels
+from hostd.effects.arrival import NOT_EMPTY_MARK, Arrival, existing_arrivals, labels, volume_arrivals
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import load_spec
 
@@ -26,7 +26,7 @@ class CreateVolumes(Effect):
         for place in spec.shared:
             if place.kind == "volume":
                 context.bench.engine.volume_attach(place, labels(context))
-        for arrival in arrivals(context):
+        for arrival in volume_arrivals(context):
             arrival.union.create()
             if not arrival.mount.single_file and not arrival.union.state().settled:
                 (arrival.union.place / NOT_EMPTY_MARK).touch()

@@ -45,7 +45,8 @@ class DescribeContainer(Effect):
             others=[raw for raw in engine.inspect_all() if raw.get("Id") != inspected["Id"]],
         )
         refusals += shared_volumes(context, spec)
-        warnings += writable_layer(context, spec.container_id)
+        if not request.request.rootfs:
+            warnings += left_behind(context, spec.container_id)
         if refusals:
             raise RefusedError(refusals)
         context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,8 +100,8 @@ def shared_volumes(context: Context, spec: ContainerSpec) -> list[str]:
 MAX_PATHS_NAMED = 5
 
 
-def writable_layer(context: Context, container_id: str) -> list[str]:
-    """P14: what the container wrote outside of its mounts does not travel, so a person is told."""
+def left_behind(context: Context, container_id: str) -> list[str]:
+    """P14: with ``rootfs: false`` what the container wrote outside of its mounts stays, so a person is told."""
     changes = context.bench.engine.writable_layer_changes(container_id)
     if not changes:
         return []

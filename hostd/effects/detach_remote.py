@@ -21,7 +21,7 @@ class DetachRemote(Effect):
 
     def run(self, context: Context) -> Outcome:
         for arrival in arrivals(context):
-            if not arrival.mount.single_file:
+            if arrival.union.federable:
                 _detach(context, arrival)
         context.bench.transport.let_go(peer_of_source(context))
         context.progress(

@@ -9,6 +9,7 @@ from typing import ClassVar
 from events.schema import TreeDigest
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.publish import mount_label
+from hostd.layer import carried
 from hostd.manifest import walk, write_manifest
 from hostd.priority import in_background
 
@@ -28,7 +29,7 @@ class DigestTrees(Effect):
 
             def counted(tree: Path) -> object:
                 nonlocal files, size
-                for entry in walk(tree, digest=True):
+                for entry in carried(mount, walk(tree, digest=True)):  # noqa: B023 (used up within this turn)
                     context.check_cancelled()
                     files += entry.kind == "f"
                     size += entry.size if entry.kind == "f" else 0

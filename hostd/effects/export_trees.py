@@ -13,6 +13,7 @@ from events.errors import RefusedError
 from hostd.effects.attach_remote import WITHOUT_UNION
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.shared import moving_mounts
+from hostd.layer import ROOTFS
 from hostd.nfs_server import NfsServer
 
 LOOK_AGAIN_SECONDS = 15.0
@@ -67,7 +68,7 @@ def _wanted(context: Context, *, prepared: bool) -> bool:
 
 def _trees_of_event(context: Context) -> dict[int, str]:
     mounts = context.view.source_prepared.mounts
-    return {number: mount.tree for number, mount in enumerate(mounts) if not mount.single_file}
+    return {number: mount.tree for number, mount in enumerate(mounts) if not mount.single_file and mount.kind != ROOTFS}
 
 
 def _trees_of_container(context: Context) -> dict[int, str]:

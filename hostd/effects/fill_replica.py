@@ -54,7 +54,7 @@ class FillReplica(Effect):
 def _look_at_source(context: Context, wanted: list[tuple[Arrival, list[Placeholder]]]) -> None:
     """What the container reads before it has arrived comes through a view, which may have died (D14)."""
     for arrival, holders in wanted:
-        if holders and not arrival.mount.single_file:
+        if holders and arrival.union.federable:
             arrival.attach_remote(context)
 
 

@@ -10,6 +10,7 @@ from hostd.effects.arrival import Arrival, arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.shared import require_shares
 from hostd.effects.supervise_container import forget_our_stop, note_our_stop, should_run, stopped_by_us
+from hostd.rootfs import remove_empty_stages
 from hostd.verification import keep_evidence
 
 LOOK_AGAIN_SECONDS = 30.0
@@ -25,7 +26,7 @@ class FoldUnion(Effect):
 
     def run(self, context: Context) -> Outcome:
         here = arrivals(context)
-        federated = [arrival for arrival in here if not arrival.union.state().settled]
+        federated = [arrival for arrival in here if arrival.union.federable and not arrival.union.state().settled]
         container_id = our_container(context)
         outage = 0.0
         if federated:
@@ -48,7 +49,9 @@ class FoldUnion(Effect):
         for arrival in here:
             if arrival.union.stage.exists():
                 keep_evidence(arrival.union, context.directory)
-                arrival.union.remove()
+                gone_with_container = arrival.union.layer and arrival.union.layer_root() is None
+                arrival.union.remove(abandon=gone_with_container)
+                remove_empty_stages(arrival.union.stage)
         if container_id is not None and context.bench.engine.inspect(container_id) is not None:
             prepared = context.view.source_prepared
             context.bench.engine.set_restart_policy(container_id, prepared.restart_policy, prepared.restart_max_retries)

@@ -64,6 +64,7 @@ def pull(
                 destination,
                 temp_dir=union.incoming,
                 partial_dir=union.partial,
+                layer=union.layer,
                 bwlimit_kib=kib,
                 on_progress=tell,
                 cancelled=_Interrupt(context, kib),

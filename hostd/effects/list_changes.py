@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from events.schema import DirtyManifest, RollbackOrdered
@@ -23,10 +24,10 @@ class ListChanges(Effect):
         if order.discard_target_writes:
             return {"trees": ()}
         context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        here = arrivals(context)
+        here = [arrival for arrival in arrivals(context) if _is_there(context, arrival)]
         return {
             "trees": tuple(self._list(context, arrival, number) for number, arrival in enumerate(here)),
-            "places": {arrival.mount.destination: str(arrival.union.place) for arrival in here},
+            "places": {arrival.mount.destination: str(_root(arrival)) for arrival in here},
         }
 
     @staticmethod
@@ -49,3 +50,15 @@ class ListChanges(Effect):
             stale_bytes=size_bytes,
             everything=True,
         )
+
+
+def _root(arrival: Arrival) -> Path:
+    return (arrival.union.layer_root() if arrival.union.layer else None) or arrival.union.place
+
+
+def _is_there(context: Context, arrival: Arrival) -> bool:
+    """A writable layer goes with its container when somebody removes that; the source then keeps its own as it is."""
+    if not arrival.union.layer or arrival.union.layer_root() is not None:
+        return True
+    context.log.warning("the container was removed here, and what it had written outside of its mounts with it")
+    return False

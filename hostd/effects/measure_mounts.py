@@ -13,9 +13,12 @@ from events.schema import Mount
 from hostd import mounts
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.shared import moving_mounts
+from hostd.entry import LAYER_MARKS
 from hostd.inventory import TreeSize, measure_tree
-from hostd.manifest import escape, unsupported, walk
+from hostd.layer import ROOTFS, is_whiteout, layer_entry, layer_obstacle
+from hostd.manifest import Entry, escape, unsupported, walk
 from hostd.placement import obstacles
+from hostd.rootfs import UnknownStoreError, upper_directory
 
 MAX_REASONS = 20
 """Of a tree: a person mends the cause, not each of a million files."""
@@ -27,16 +30,41 @@ class MeasureMounts(Effect):
     name: ClassVar[str] = "measure_mounts"
 
     def run(self, context: Context) -> Outcome:
-        inspected = context.bench.engine.inspect(context.view.requested.container_id) or {}
         measured = []
         reasons: list[str] = []
-        for mount in moving_mounts(context, inspected):
+        for mount in trees_of(context):
             found, problems = _survey(context, mount)
             measured.append(found)
             reasons += problems
         if reasons:
             raise RefusedError(reasons)
         return {"mounts": tuple(measured)}
+
+
+def trees_of(context: Context) -> list[Mount]:
+    """Every tree that travels: the data mounts, and the writable layer unless the request leaves it. Sizes are 0.
+
+    Raises RefusedError when it is not known where the layer lies.
+    """
+    engine = context.bench.engine
+    inspected = engine.inspect(context.view.requested.container_id) or {}
+    found = moving_mounts(context, inspected)
+    if not context.view.request.rootfs or not inspected:
+        return found
+    host_config = inspected.get("HostConfig") or {}
+    if host_config.get("StorageOpt"):
+        raise RefusedError(
+            [
+                "the container's writable layer has a size limit (--storage-opt), and could not be replaced by another tree; leave it behind with rootfs: false"
+            ]
+        )
+    try:
+        upper = upper_directory(inspected, engine.info())
+    except UnknownStoreError as error:
+        raise RefusedError(
+            [f"{error}; what the container wrote outside of its mounts can be left behind with rootfs: false"]
+        ) from error
+    return [*found, Mount(kind=ROOTFS, name="", destination="/", tree=str(upper))]
 
 
 def _survey(context: Context, mount: Mount) -> tuple[Mount, list[str]]:
@@ -55,7 +83,7 @@ def _survey(context: Context, mount: Mount) -> tuple[Mount, list[str]]:
         if entry.link_group:
             linked.add(entry.link_group)
         if len(problems) < MAX_REASONS:
-            found = dict.fromkeys((*unsupported([entry]), *obstacles([entry])))
+            found = dict.fromkeys(_layer_problems(entry) if mount.kind == ROOTFS else _problems(entry))
             problems += [f"{mount.destination}: {why}" for why in found]
     on_disk = measure_tree(mount.tree, context.cancelled.is_set) or TreeSize(0, 0)
     measured = msgspec.structs.replace(
@@ -64,6 +92,17 @@ def _survey(context: Context, mount: Mount) -> tuple[Mount, list[str]]:
         files=files,
         allocated_bytes=on_disk.size_bytes,
         entries=on_disk.files,
-        single_file=not os.path.isdir(tree),
+        single_file=mount.kind != ROOTFS and not os.path.isdir(tree),
     )
     return measured, problems[:MAX_REASONS]
+
+
+def _problems(entry: Entry) -> list[str]:
+    return [*unsupported([entry]), *obstacles([entry])]
+
+
+def _layer_problems(entry: Entry) -> list[str]:
+    obstacle = layer_obstacle(entry)
+    plain = layer_entry(entry)
+    known = msgspec.structs.replace(plain, xattrs=tuple(pair for pair in plain.xattrs if pair[0] not in LAYER_MARKS))
+    return [*([obstacle] if obstacle else []), *(() if is_whiteout(entry) else unsupported([known]))]

@@ -18,12 +18,13 @@ class MountUnion(Effect):
         for arrival in arrivals(context):
             union = arrival.union
             state = union.state()
-            if state.settled:
-                continue
+            if state.settled or (union.layer and not union.place.is_dir()):
+                continue  # a layer whose container has gone is put into the next one by ``start_container``
             if not state.placed and "target_claimed" not in context.view.facts:
                 mark_mount(union)  # later, what the container changed must stay younger than the mark
             if not state.placed and not union.remaining(first_only=True):
-                union.unmount_all()
+                if union.federable:
+                    union.unmount_all()
                 union.place_plain()
                 continue
             if not state.placed and not state.remote:  # a reboot has taken it away

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 from events.schema import DirtyManifest, Mount
-from hostd.dirty import dirty_manifest, everything
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.publish import publish
+from hostd.effects.track_changes import changed, whole
+from hostd.layer_tracker import LayerTracker
 
 
 class PublishDirty(Effect):
@@ -25,12 +25,12 @@ class PublishDirty(Effect):
         cold = context.view.strategy == "cold"
         why = "nothing was copied before the stop" if cold else "the agent was restarted during the stop"
         if tracker is not None and armed_here:
-            seen = tracker.drain()
+            open_files = context.bench.open_files.get(context.migration, {})
+            seen = tracker.drain(open_files) if isinstance(tracker, LayerTracker) else tracker.drain()
             if seen.trusted:
-                open_files = context.bench.open_files.get(context.migration, {})
-                entries = dirty_manifest(Path(mount.tree), seen, open_files)
+                entries = changed(mount, seen, open_files)
                 return publish(context, mount, "stopped", entries, everything=False, why="")
             why = seen.why
-        entries = list(everything(Path(mount.tree)))
+        entries = whole(mount)
         context.log.warning("listing the whole tree", mount=mount.destination, reason=why)
         return publish(context, mount, "stopped", entries, everything=True, why=why[:500])

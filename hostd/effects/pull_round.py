@@ -13,6 +13,7 @@ from hostd.effects.arrival import Arrival, arrivals
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.limited import pull
 from hostd.effects.manifests import entries_of
+from hostd.effects.open_layer import withdraw_layer
 from hostd.transport import Progress, RsyncResult
 from hostd.verification import remember_directories
 
@@ -32,8 +33,11 @@ class PullRound(Effect):
         assert isinstance(order, SyncOrdered)
         started = time.monotonic()
         moved = files = 0
+        withdraw_layer(context, "another round was needed after it had begun to wait")
         for arrival in arrivals(context):
-            result = self._pull(context, arrival, armed) if order.contents else _lay_out(context, arrival, armed)
+            # Nothing of a writable layer can be federated, so its contents come now whatever the strategy.
+            whole = order.contents or arrival.union.layer
+            result = self._pull(context, arrival, armed) if whole else _lay_out(context, arrival, armed)
             remember_directories(arrival.union)
             moved += result.bytes_received if result else 0
             files += result.files if result else 0
@@ -48,6 +52,8 @@ class PullRound(Effect):
         listed = _listed(arrival, armed)
         if arrival.mount.single_file or armed.round == 1 or armed.compare:
             return _pull_all(context, arrival, compare=armed.compare)
+        if listed is not None and listed.everything:  # a layer's, in a round without contents: what went must go
+            return _pull_all(context, arrival, compare=True)
         if listed is None:
             return None
         return _pull_listed(context, arrival, listed)

@@ -24,6 +24,7 @@ from hostd.effects.guard_source import GuardSource
 from hostd.effects.list_changes import ListChanges
 from hostd.effects.measure_mounts import MeasureMounts
 from hostd.effects.mount_union import MountUnion
+from hostd.effects.open_layer import OpenLayer
 from hostd.effects.pack_image import PackImage
 from hostd.effects.provide_image import ProvideImage
 from hostd.effects.publish_dirty import PublishDirty
@@ -51,6 +52,7 @@ _ALL: tuple[Effect, ...] = (
     CreateNetworks(),
     CreateVolumes(),
     CreateContainer(),
+    OpenLayer(),
     ArmTracking(),
     PullRound(),
     AttachRemote(),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import ClassVar
 
 from events.errors import PermanentError
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.effects.carry_back import CARRY_STAGE
+from hostd.effects.carry_back import carry_stage
 from hostd.effects.export_trees import withdraw
 from hostd.effects.shared import require_shares
+from hostd.rootfs import remove_empty_stages
 
 
 class ReviveContainer(Effect):
@@ -34,8 +34,9 @@ class ReviveContainer(Effect):
         engine.set_restart_policy(prepared.container_id, prepared.restart_policy, prepared.restart_max_retries)
         engine.start(prepared.container_id)
         for mount in prepared.mounts:
-            stage = Path(mount.tree).parent / f"{CARRY_STAGE}-{context.migration}"
+            stage = carry_stage(context, mount)
             if stage.exists():
                 shutil.rmtree(stage)
+            remove_empty_stages(stage)
         shutil.rmtree(context.directory, ignore_errors=True)
         return {"running": True}

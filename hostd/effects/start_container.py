@@ -6,11 +6,12 @@ import time
 from typing import ClassVar
 
 from events.errors import CargoError, TransientError
-from hostd.effects.arrival import arrivals, our_container
+from hostd.effects.arrival import layer_arrival, our_container, volume_arrivals
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import arriving_spec
 from hostd.effects.mount_union import MountUnion
+from hostd.effects.open_layer import ensure_layer
 from hostd.effects.shared import require_shares
 from hostd.graft import Graft
 from hostd.spec import ContainerSpec, missing_ports, port_bindings
@@ -24,22 +25,23 @@ class StartContainer(Effect):
 
     def run(self, context: Context) -> Outcome:
         began = time.monotonic()
-        MountUnion().run(context)
-        mounted = time.monotonic()
         spec = arriving_spec(context)
         require_shares(context)
         engine = context.bench.engine
+        ensure_layer(context)
+        MountUnion().run(context)
+        mounted = time.monotonic()
         container_id = our_container(context) or create(context, spec)
         try:
             container_id, why_cold = _start(context, spec, container_id)
         except CargoError as error:
-            engine.remove(container_id)
+            _remove(context, container_id)
             raise TransientError(f"Docker could not start the container: {error}") from error
         inspected = engine.inspect(container_id) or {}
         started = time.monotonic()
         if missing := missing_ports(spec, inspected):
             engine.stop(container_id)
-            engine.remove(container_id)
+            _remove(context, container_id)
             raise TransientError(f"Docker started the container without {', '.join(missing)}; it was taken back")
         return {
             "container_id": container_id,
@@ -61,16 +63,29 @@ def _start(context: Context, spec: ContainerSpec, container_id: str) -> tuple[st
     """
     engine = context.bench.engine
     warm = context.bench.warm.pop(context.migration, None)
-    why_cold = "it did not wait at a gate" if context.view.request.start == "warm" else "the request says so"
+    why_cold = context.bench.why_cold.pop(context.migration, "it did not wait at a gate")
+    if context.view.request.start != "warm":
+        why_cold = "the request says so"
     if warm is not None:
-        if not (why_cold := warm.go([Graft(a.union.place, a.mount.destination) for a in arrivals(context)])):
+        # The writable layer is in the waiting container already, or the container would not wait any more.
+        if not (why_cold := warm.go([Graft(a.union.place, a.mount.destination) for a in volume_arrivals(context)])):
             return container_id, ""
         context.log.warning("the container could not go on from its gate; it starts cold", reason=why_cold)
     if settle_gate(engine, container_id) or warm is not None:
         # A start that was undone is not repeated on the same container either.
         state = (engine.inspect(container_id) or {}).get("State") or {}
         if not state.get("Running"):
-            engine.remove(container_id)
+            _remove(context, container_id)
             container_id = create(context, spec)
+            ensure_layer(context)
+            MountUnion().run(context)
     engine.start(container_id)
     return container_id, why_cold
+
+
+def _remove(context: Context, container_id: str) -> None:
+    """The container goes, its writable layer stays: it may have written to it, and the next one is to go on with that."""
+    layer = layer_arrival(context)
+    if layer is not None:
+        layer.union.take_out()
+    context.bench.engine.remove(container_id)

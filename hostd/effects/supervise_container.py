@@ -72,7 +72,7 @@ def forget_our_stop(context: Context) -> None:
 def _mount_again(context: Context) -> None:
     for arrival in arrivals(context):
         state = arrival.union.state()
-        if state.settled or arrival.mount.single_file or (state.placed and arrival.union.serves()):
+        if state.settled or not arrival.union.federable or (state.placed and arrival.union.serves()):
             continue
         if arrival.union.fill_list():
             arrival.attach_remote(context)
@@ -90,7 +90,7 @@ def _keep_served(context: Context, container_id: str) -> None:
     broken = []
     for arrival in arrivals(context):
         union = arrival.union
-        if arrival.mount.single_file or not union.state().placed:
+        if not union.federable or not union.state().placed:
             continue
         if union.keep_served():
             context.log.warning("the lower layer had died and is served again", mount=arrival.mount.destination)
@@ -114,7 +114,7 @@ def _repair_views(context: Context) -> None:
     """D14: a view of the source that died is replaced under the running container, whose reads wait meanwhile."""
     for arrival in arrivals(context):
         union = arrival.union
-        if arrival.mount.single_file or not union.state().placed or not union.remaining(first_only=True):
+        if not union.federable or not union.state().placed or not union.remaining(first_only=True):
             continue
         try:
             arrival.attach_remote(context)

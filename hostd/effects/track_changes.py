@@ -1,24 +1,32 @@
-"""Watch every data mount of the container, before the first byte is copied."""
+"""Watch every tree of the container's data, before the first byte is copied."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
+
+from events.schema import Mount
+from hostd.dirty import DirtySet, dirty_manifest, everything
 from hostd.effects.base import Context, Effect, Outcome
-from hostd.effects.shared import moving_mounts
+from hostd.effects.measure_mounts import trees_of
+from hostd.layer import ROOTFS, carried
+from hostd.layer_tracker import LayerTracker
+from hostd.manifest import Entry
+from hostd.openfiles import FileKey, OpenFile
 from hostd.tracker import Tracker
 
 
 class TrackChanges(Effect):
-    """Starts one tracker a mount. Trackers die with the process; ``arm_tracking`` then starts new ones."""
+    """Starts one tracker a tree. Trackers die with the process; ``arm_tracking`` then starts new ones."""
 
     name: ClassVar[str] = "track_changes"
 
     def run(self, context: Context) -> Outcome:
-        inspected = context.bench.engine.inspect(context.view.requested.container_id) or {}
-        for mount in moving_mounts(context, inspected):
-            ensure_tracker(context, mount.destination, mount.tree)
+        for mount in trees_of(context):
+            ensure_tracker(context, mount)
             context.check_cancelled()
         return None
 
@@ -29,13 +37,31 @@ class TrackChanges(Effect):
         return None
 
 
-def ensure_tracker(context: Context, destination: str, tree: str) -> tuple[Tracker, bool]:
-    """The tracker of one mount, and whether it had to be started just now."""
-    key = (context.migration, destination)
+def ensure_tracker(context: Context, mount: Mount) -> tuple[Tracker | LayerTracker, bool]:
+    """The tracker of one tree, and whether it had to be started just now."""
+    key = (context.migration, mount.destination)
     tracker = context.bench.trackers.get(key)
     if tracker is not None:
         return tracker, False
-    tracker = Tracker(Path(tree), name=f"{context.migration}:{destination}")
+    kind = LayerTracker if mount.kind == ROOTFS else Tracker
+    tracker = kind(Path(mount.tree), name=f"{context.migration}:{mount.destination}")
     tracker.start()
     context.bench.trackers[key] = tracker
     return tracker, True
+
+
+def changed(mount: Mount, seen: DirtySet, open_files: Mapping[FileKey, OpenFile]) -> list[Entry]:
+    """What the tracker of ``mount`` saw, as it belongs into a manifest. ``open_files``: at the generation's end."""
+    if mount.kind == ROOTFS:
+        found = carried(mount, dirty_manifest(Path(mount.tree), seen))  # open files: weighed by its tracker already
+        return [
+            msgspec.structs.replace(entry, stale=True) if entry.kind == "d" and entry.path in seen.named else entry
+            for entry in found
+        ]
+    return dirty_manifest(Path(mount.tree), seen, open_files)
+
+
+def whole(mount: Mount) -> list[Entry]:
+    """The whole tree of ``mount``, all contents stale."""
+    found: Iterable[Entry] = everything(Path(mount.tree))
+    return list(carried(mount, found))

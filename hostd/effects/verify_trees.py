@@ -33,6 +33,10 @@ class VerifyTrees(Effect):
             if destination not in trees:
                 raise PermanentError(f"the source published no digests of {destination}")
             manifest = fetched(context, trees[destination].manifest)
+            digests[destination] = tree_digest(read_manifest(manifest))
+            if arrival.union.layer and arrival.union.layer_root() is None:
+                context.log.warning("the container was removed by somebody, and its writable layer with it")
+                continue
             found = in_background(partial(verify, manifest, arrival.union, check=context.check_cancelled))
             if found.differences:
                 named = "; ".join(difference.words for difference in found.differences[:MAX_NAMED])
@@ -43,7 +47,6 @@ class VerifyTrees(Effect):
             files += found.files
             size_bytes += found.size_bytes
             changed += found.changed
-            digests[destination] = tree_digest(read_manifest(manifest))
         return {
             "files": files,
             "size_bytes": size_bytes,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hostd.effects.arrival import our_container
+from hostd.effects.arrival import layer_mount, our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.open_layer import place_early
 from hostd.gate import RUNTIME
+from hostd.layer import ROOTFS
 from hostd.warm import WarmStart, settle_gate
 
 
@@ -25,9 +27,11 @@ class WarmContainer(Effect):
         inspected = bench.engine.inspect(container_id) or {}
         if (inspected.get("HostConfig") or {}).get("Runtime") != RUNTIME:
             return None
-        warm = WarmStart(
-            bench.engine, container_id, [mount.destination for mount in context.view.source_prepared.mounts]
-        )
+        if context.view.strategy == "cold" and layer_mount(context) is not None:
+            return None  # nothing of the layer is here yet
+        place_early(context)
+        mounts = [mount for mount in context.view.source_prepared.mounts if mount.kind != ROOTFS]
+        warm = WarmStart(bench.engine, container_id, [mount.destination for mount in mounts])
         bench.warm[context.migration] = warm
         warm.begin()
         return None

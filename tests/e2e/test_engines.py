@@ -135,6 +135,10 @@ def test_a_container_moves_between_engines_and_stores_and_back(fleet: Fleet, sou
     fleet.execute(
         source, name, "mkdir /data/d; echo one > /data/d/file; ln /data/d/file /data/link; echo two > /declared/mine"
     )
+    fleet.execute(
+        source, name, "echo three > /etc/mine; rm /etc/nsswitch.conf; rm -rf /run; mkdir /run; touch /run/new"
+    )
+    written = "cat /etc/mine; ls /run; [ ! -e /etc/nsswitch.conf ]"
     asked, content = told_by(fleet.present(source, name)), fleet.execute(source, name, "sha256sum /payload")
     (before,) = fleet.describe_seen(source, name, "/data")
 
@@ -145,6 +149,7 @@ def test_a_container_moves_between_engines_and_stores_and_back(fleet: Fleet, sou
     fleet.wait_for(f"{name}-1", "finalised")
     assert told_by(fleet.present(target, name)) == asked
     assert fleet.execute(target, name, "sha256sum /payload") == content
+    assert fleet.execute(target, name, written) == "three\nnew\n"
     assert fleet.execute(target, name, "cat /declared/file /declared/mine") == "from the image\ntwo\n"
     assert differences(before, fleet.describe_seen(target, name, "/data")[0]) == []
     assert tag in fleet.docker[target].images.get(image_of(fleet, target, name)).tags
@@ -153,6 +158,7 @@ def test_a_container_moves_between_engines_and_stores_and_back(fleet: Fleet, sou
     events = fleet.migrate(f"{name}-2", name, source=target, target=source, on_release="remove")
     assert "image_wanted" not in {event.type for event in events}, "the source still has it and knows it again"
     fleet.wait_for(f"{name}-2", "finalised")
+    assert fleet.execute(source, name, written) == "three\nnew\n"
     assert told_by(fleet.present(source, name)) == asked
     assert differences(before, fleet.describe_seen(source, name, "/data")[0]) == []
     fleet.assert_clean(source, f"{name}-1")

@@ -22,6 +22,7 @@ from events.schema import (
     Mount,
     RollbackOrdered,
     SourceDigested,
+    SyncArmed,
     SyncOrdered,
     TargetStopped,
     TreeDigest,
@@ -29,7 +30,19 @@ from events.schema import (
 from hostd import remainder
 from hostd.plan import View
 from hostd.turn import ENDS_STEP
-from tests.simulation.world import VOLUME, Container, Host, Remote, Tracker, Tree, Union, Volume, World
+from tests.simulation.world import (
+    LAYER_PATHS,
+    VOLUME,
+    Container,
+    Host,
+    LayerStage,
+    Remote,
+    Tracker,
+    Tree,
+    Union,
+    Volume,
+    World,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.agents import Agent
@@ -37,6 +50,7 @@ if TYPE_CHECKING:
 Outcome = dict[str, Any] | None
 Performance = Generator[None, None, Outcome]
 DESTINATION = "/data"
+ROOT = "/"
 MIB = 1024 * 1024
 
 
@@ -142,13 +156,16 @@ def fetched(ctx: Ctx, ref: FileRef, other: Host) -> Any:
     return ctx.files[ref.sha256]
 
 
-def publish(ctx: Ctx, label: str, entries: dict[str, bool], *, everything: bool) -> DirtyManifest:
+def publish(
+    ctx: Ctx, label: str, entries: dict[str, bool], *, everything: bool, destination: str = DESTINATION
+) -> DirtyManifest:
     """``entries``: path → whether something is there; what is there has stale contents."""
+    label = label if destination == DESTINATION else f"{label}-layer"
     ctx.files[label] = dict(entries)
     stale = sum(entries.values())
     inline = json.dumps(entries) if ctx.agent.inline else ""
     return DirtyManifest(
-        destination=DESTINATION,
+        destination=destination,
         manifest=reference(label, ctx.files[label]),
         stale_files=stale,
         stale_bytes=stale * MIB,
@@ -167,6 +184,30 @@ def entries_of(ctx: Ctx, dirty: DirtyManifest) -> dict[str, bool]:
 
 def there_now(tree: Tree, paths: set[str]) -> dict[str, bool]:
     return {path: path in tree for path in sorted(paths)}
+
+
+def listed_of(ctx: Ctx, dirty: tuple[DirtyManifest, ...], destination: str) -> dict[str, bool]:
+    """The entries of one tree's list; none when there is no list."""
+    found = next((listed for listed in dirty if listed.destination == destination), None)
+    return entries_of(ctx, found) if found is not None else {}
+
+
+def publish_both(ctx: Ctx, label: str, marks: set[str]) -> tuple[DirtyManifest, ...]:
+    """What is there now of what changed, in the volume and in the layer."""
+    layer = source_layer(ctx)
+    in_layer = marks & set(LAYER_PATHS)
+    return (
+        publish(ctx, label, there_now(ctx.volume().files, marks - in_layer), everything=False),
+        publish(ctx, label, there_now(layer, in_layer), everything=False, destination=ROOT),
+    )
+
+
+def source_layer(ctx: Ctx) -> Tree:
+    """The writable layer of the container on the source."""
+    container = ctx.request_source.containers.get(ctx.view.requested.container_id)
+    if container is None:
+        raise ContainerChangedError("the container has been removed")
+    return container.layer
 
 
 # --- the source's ----------------------------------------------------------------------------------
@@ -227,8 +268,9 @@ def measure_mounts(ctx: Ctx) -> Performance:
     mount = Mount(
         kind="volume", name=VOLUME, destination=DESTINATION, tree="/v/data", size_bytes=files * MIB, files=files
     )
+    layer = Mount(kind="rootfs", name="", destination=ROOT, tree="/layer", files=len(source_layer(ctx)))
     yield
-    return {"mounts": (mount,)}
+    return {"mounts": (mount, layer)}
 
 
 def export_trees(ctx: Ctx) -> Performance:
@@ -282,8 +324,7 @@ def arm_tracking(ctx: Ctx) -> Performance:
     same_life = ctx.view.boots.get("sync_armed") == ctx.agent.boot
     if fresh or not same_life or not trusted:
         return {"compare": True, "why": "tracking was lost", "dirty": ()}
-    entries = there_now(ctx.volume().files, seen)
-    return {"dirty": (publish(ctx, f"round-{number}", entries, everything=False),)}
+    return {"dirty": publish_both(ctx, f"round-{number}", seen)}
 
 
 def vouch_for_tracking(ctx: Ctx) -> Performance:
@@ -365,9 +406,13 @@ def publish_dirty(ctx: Ctx) -> Performance:
     files = ctx.volume().files
     yield
     if tracker is not None and ctx.view.boots.get("sync_armed") == ctx.agent.boot and tracker.trusted:
-        entries = there_now(files, tracker.marks)
-        return {"dirty": (publish(ctx, "stopped", entries, everything=False),)}
-    return {"dirty": (publish(ctx, "stopped", dict.fromkeys(files, True), everything=True),)}
+        return {"dirty": publish_both(ctx, "stopped", tracker.marks)}
+    return {
+        "dirty": (
+            publish(ctx, "stopped", dict.fromkeys(files, True), everything=True),
+            publish(ctx, "stopped", dict.fromkeys(source_layer(ctx), True), everything=True, destination=ROOT),
+        )
+    }
 
 
 def digest_trees(ctx: Ctx) -> Performance:
@@ -382,7 +427,13 @@ def digest_trees(ctx: Ctx) -> Performance:
     tree = TreeDigest(
         destination=DESTINATION, manifest=reference("digest", digest), files=len(digest), size_bytes=len(digest)
     )
-    return {"trees": (tree,)}
+    yield
+    layer = dict(source_layer(ctx))
+    ctx.files["digest-layer"] = layer
+    root = TreeDigest(
+        destination=ROOT, manifest=reference("digest-layer", layer), files=len(layer), size_bytes=len(layer)
+    )
+    return {"trees": (tree, root)}
 
 
 def guard_source(ctx: Ctx) -> Performance:
@@ -435,29 +486,46 @@ def carry_back(ctx: Ctx) -> Performance:
         return {"bytes_moved": 0, "files": 0}
     if "target_asserted_off" in ctx.view.facts and "pulled" not in ctx.files:
         return {"bytes_moved": 0, "files": 0}
-    listed: dict[str, bool] = fetched(ctx, stopped.trees[0].manifest, ctx.request_target)
-    source, target = ctx.volume(), ctx.request_target.volumes.get(VOLUME)
+    lists: dict[str, dict[str, bool]] = {
+        tree.destination: fetched(ctx, tree.manifest, ctx.request_target) for tree in stopped.trees
+    }
+    source = {DESTINATION: ctx.volume().files, ROOT: source_layer(ctx)}
     stage = ctx.files.setdefault("carry", {})
     if "pulled" not in ctx.files:
-        for path in [path for path, stale in listed.items() if stale and path not in stage]:
-            yield
-            ctx.check_cancelled()
-            ctx.need_link()
-            if target is None:
-                raise PermanentError("the target's data is gone")
-            there = place(ctx, target)
-            if path not in there:
-                raise PermanentError(f"rsync: {path} is not at the place on the target")
-            stage[path] = there[path]
+        for destination, listed in lists.items():
+            for path in [path for path, stale in listed.items() if stale and path not in stage]:
+                yield
+                ctx.check_cancelled()
+                ctx.need_link()
+                there = there_on_target(ctx, destination)
+                if path not in there:
+                    raise PermanentError(f"rsync: {path} is not at the place on the target")
+                stage[path] = there[path]
         ctx.files["pulled"] = True
-    for path in sorted(set(source.files) - set(listed)):
-        yield
-        del source.files[path]
-    for path, stale in listed.items():
-        if stale:
+    for destination, listed in lists.items():
+        files = source[destination]
+        for path in sorted(set(files) - set(listed)):
             yield
-            source.files[path] = stage[path]
+            del files[path]
+        for path, stale in listed.items():
+            if stale:
+                yield
+                files[path] = stage[path]
     return {"bytes_moved": len(stage) * MIB, "files": len(stage)}
+
+
+def there_on_target(ctx: Ctx, destination: str) -> Tree:
+    """What rsync finds at the place that the target has named."""
+    if destination == DESTINATION:
+        volume = ctx.request_target.volumes.get(VOLUME)
+        if volume is None:
+            raise PermanentError("the target's data is gone")
+        return place(ctx, volume)
+    container = ctx.request_target.find(ctx.migration)
+    stage = ctx.request_target.layers.get(ctx.migration)
+    if container is not None and (stage is None or stage.placed_in == container.id):
+        return container.layer
+    return stage.tree if stage is not None and not stage.placed_in else {}
 
 
 def place(ctx: Ctx, volume: Volume) -> Tree:
@@ -598,6 +666,35 @@ def create_container(ctx: Ctx) -> Performance:
     return {"container_id": container.id}
 
 
+def open_layer(ctx: Ctx) -> Performance:
+    ctx.docker()
+    yield
+    if ctx.our_container() is None:
+        raise PermanentError("the container that was created is gone")
+    ctx.host.layers.setdefault(ctx.migration, LayerStage())
+    return None
+
+
+def open_layer_undo(ctx: Ctx) -> Performance:
+    yield
+    ctx.host.layers.pop(ctx.migration, None)
+    return None
+
+
+def put_layer_in_place(ctx: Ctx) -> None:
+    """The tree in the stage becomes the container's layer, once; before the container has ever run."""
+    stage, container = ctx.host.layers.get(ctx.migration), ctx.our_container()
+    if stage is None or stage.placed_in or container is None:
+        return
+    container.layer, container.layer_changed, stage.placed_in = dict(stage.tree), set(), container.id
+
+
+def layer_here(ctx: Ctx) -> Container | None:
+    """The container that has the layer in it; None when a person has removed it, and the layer with it."""
+    stage, container = ctx.host.layers.get(ctx.migration), ctx.our_container()
+    return container if container is not None and (stage is None or stage.placed_in == container.id) else None
+
+
 def create_container_undo(ctx: Ctx) -> Performance:
     yield
     if "source_prepared" not in ctx.view.facts:
@@ -623,6 +720,7 @@ def pull_round(ctx: Ctx) -> Performance:
             yield
             ctx.check_cancelled()
             apply_entries(union, entries, everything=dirty.everything)
+        yield from pull_layer(ctx, armed, whole=True)
         return {"bytes_moved": 0, "files": 0, "duration_seconds": 0.1}
     source = ctx.request_source.volumes.get(VOLUME)
     ctx.need_link()
@@ -633,7 +731,7 @@ def pull_round(ctx: Ctx) -> Performance:
         for path in sorted(set(union.upper) - set(names)):
             del union.upper[path]
     else:
-        names = sorted(path for dirty in armed.dirty for path in entries_of(ctx, dirty))
+        names = sorted(listed_of(ctx, armed.dirty, DESTINATION))
     moved = 0
     for path in names:
         yield
@@ -644,8 +742,35 @@ def pull_round(ctx: Ctx) -> Performance:
             moved += 1
         else:
             union.upper.pop(path, None)
+    moved += yield from pull_layer(ctx, armed)
     size = moved * ctx.agent.file_bytes
     return {"bytes_moved": size, "files": moved, "duration_seconds": 0.1}
+
+
+def pull_layer(ctx: Ctx, armed: SyncArmed, *, whole: bool = False) -> Generator[None, None, int]:
+    tree, there = ctx.host.layers[ctx.migration].tree, source_layer(ctx)
+    if whole or armed.round == 1 or armed.compare:
+        names = sorted(there)
+        for path in sorted(set(tree) - set(names)):
+            del tree[path]
+    else:
+        names = sorted(listed_of(ctx, armed.dirty, ROOT))
+    return (yield from bring_layer(ctx, names))
+
+
+def bring_layer(ctx: Ctx, names: list[str]) -> Generator[None, None, int]:
+    """rsync of some paths of the source's layer into the stage. Returns how many came."""
+    tree, there, moved = ctx.host.layers[ctx.migration].tree, source_layer(ctx), 0
+    for path in names:
+        yield
+        ctx.check_cancelled()
+        ctx.need_link()
+        if path in there:
+            tree[path] = there[path]
+            moved += 1
+        else:
+            tree.pop(path, None)
+    return moved
 
 
 def attach_remote(ctx: Ctx) -> Performance:
@@ -694,6 +819,7 @@ def apply_dirty(ctx: Ctx) -> Performance:
     dirty = next((d for d in ctx.view.dirty() if d.destination == DESTINATION), None)
     if dirty is None:
         raise PermanentError("the source published no list of changes")
+    yield from apply_layer(ctx)
     if union.settled or union.merged:
         return None
     entries = entries_of(ctx, dirty)
@@ -711,6 +837,21 @@ def apply_dirty(ctx: Ctx) -> Performance:
         union.upper[path] = source.files[path]
     apply_entries(union, entries, everything=dirty.everything, brought=True)
     return None
+
+
+def apply_layer(ctx: Ctx) -> Generator[None, None, None]:
+    """What is stale in the layer is brought now: there is no union for it."""
+    if ctx.our_container() is None:
+        create(ctx)
+        ctx.host.layers[ctx.migration].placed_in = ""
+    stage = ctx.host.layers[ctx.migration]
+    if stage.placed_in:
+        return
+    entries = listed_of(ctx, ctx.view.dirty(), ROOT)
+    if any(dirty.everything for dirty in ctx.view.dirty() if dirty.destination == ROOT):
+        for path in sorted(set(stage.tree) - set(entries)):
+            del stage.tree[path]
+    yield from bring_layer(ctx, sorted(entries))
 
 
 def apply_entries(union: Union, entries: dict[str, bool], *, everything: bool, brought: bool = False) -> None:
@@ -733,6 +874,7 @@ def mount_union(ctx: Ctx) -> Performance:
 
 
 def mount(ctx: Ctx) -> None:
+    put_layer_in_place(ctx)
     volume = ctx.volume()
     union = volume.federated
     if union is None:
@@ -760,9 +902,9 @@ def fold(volume: Volume, union: Union) -> None:
 
 
 def start_container(ctx: Ctx) -> Performance:
-    mount(ctx)
-    yield
     container = create(ctx)
+    yield
+    mount(ctx)
     yield
     ctx.agent.world_start(container)
     yield
@@ -830,7 +972,20 @@ def verify_trees(ctx: Ctx) -> Performance:
     )
     if wrong:
         raise PermanentError(f"the tree differs from the frozen source at {', '.join(wrong)}")
+    yield
+    verify_layer(ctx, fetched(ctx, digested.trees[1].manifest, ctx.request_source))
     return {"files": len(expected), "size_bytes": len(expected), "changed_by_container": len(changed)}
+
+
+def verify_layer(ctx: Ctx, expected: Tree) -> None:
+    container = layer_here(ctx)
+    if container is None:
+        return
+    changed = container.layer_changed or set()
+    seen = container.layer
+    wrong = [p for p in expected.keys() | seen.keys() if p not in changed and expected.get(p) != seen.get(p)]
+    if wrong:
+        raise PermanentError(f"the layer differs from the frozen source at {', '.join(sorted(wrong))}")
 
 
 def visible_tree(ctx: Ctx, volume: Volume) -> Tree:
@@ -889,7 +1044,24 @@ def list_changes(ctx: Ctx) -> Performance:
         stale_bytes=stale * MIB,
         everything=True,
     )
-    return {"trees": (manifest,), "places": {DESTINATION: "/v/data"}}
+    container = layer_here(ctx)
+    if container is None:
+        return {"trees": (manifest,), "places": {DESTINATION: "/v/data"}}
+    changed = container.layer_changed or set()
+    root = publish_changes(ctx, {path: path in changed for path in sorted(container.layer)})
+    return {"trees": (manifest, root), "places": {DESTINATION: "/v/data", ROOT: "/layer"}}
+
+
+def publish_changes(ctx: Ctx, listed: dict[str, bool]) -> DirtyManifest:
+    ctx.files["changes-layer"] = listed
+    stale = sum(listed.values())
+    return DirtyManifest(
+        destination=ROOT,
+        manifest=reference("changes-layer", listed),
+        stale_files=stale,
+        stale_bytes=stale * MIB,
+        everything=True,
+    )
 
 
 def fold_union(ctx: Ctx) -> Performance:
@@ -916,6 +1088,7 @@ def fold_union(ctx: Ctx) -> Performance:
             ctx.agent.world_start(container)
     yield
     volume.union = None
+    ctx.host.layers.pop(ctx.migration, None)
     if container is not None and container.id in ctx.host.containers:
         ctx.docker()
         set_policy(container, ctx.view.source_prepared.restart_policy)
@@ -941,7 +1114,7 @@ RUN: dict[str, Callable[[Ctx], Performance]] = {
     verb.__name__: verb
     for verb in (
         describe_container, track_changes, measure_mounts, fetch_spec, check_target, provide_image, create_volumes,
-        create_container, create_networks, pack_image, arm_tracking, pull_round, attach_remote, warm_container, vouch_for_tracking, disarm_restart, stop_container,
+        create_container, open_layer, create_networks, pack_image, arm_tracking, pull_round, attach_remote, warm_container, vouch_for_tracking, disarm_restart, stop_container,
         publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees,
         verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,
         fold_union, carry_back, export_trees,
@@ -958,6 +1131,7 @@ UNDO: dict[str, Callable[[Ctx], Performance]] = dict.fromkeys(RUN, nothing) | {
     "export_trees": export_trees_undo,
     "create_volumes": create_volumes_undo,
     "create_container": create_container_undo,
+    "open_layer": open_layer_undo,
     "attach_remote": unmount_undo,
     "mount_union": unmount_undo,
     "recall_container": recall_container_undo,

@@ -17,7 +17,7 @@ from events.keyspace import key_bytes, key_text
 from events.schema import EVENT_TYPES, GENESIS, Event, Requested, RollbackOrdered, decode_event, decode_head
 from hostd import source, target
 from hostd.plan import View
-from tests.simulation.world import VOLUME, Container, Host
+from tests.simulation.world import LAYER_PATHS, VOLUME, Container, Host
 
 if TYPE_CHECKING:
     from tests.simulation.agents import Runner
@@ -41,6 +41,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "provide_image": ("source_prepared",),
     "create_volumes": ("source_prepared",),
     "create_container": ("source_prepared",),
+    "open_layer": ("source_prepared",),
     "create_networks": ("source_prepared",),
     "pack_image": ("image_wanted",),
     "arm_tracking": ("sync_ordered",),
@@ -261,8 +262,7 @@ class Checker:
     def _data(self, record: Record, event: Event) -> None:
         """What the events say about whose copy counts."""
         if event.type == "source_stopped":
-            volume = self.world.hosts[record.host("source")].volumes.get(VOLUME)
-            files = {} if volume is None else dict(volume.files)
+            files = self._at_source(record)
             if files != self.world.truth:
                 raise ViolationError("P2", f"the stopped source has {files}, the client was told {self.world.truth}")
             record.frozen = files
@@ -304,10 +304,14 @@ class Checker:
             if seen != world.truth:
                 raise ViolationError("P2", f"on {host.name} the container sees {seen}, acknowledged is {world.truth}")
         for migration, record in self.records.items():
-            if record.frozen is not None:
-                volume = world.hosts[record.host("source")].volumes.get(VOLUME)
-                if volume is None or volume.files != record.frozen:
-                    raise ViolationError("P3", f"{migration}: the source's data was touched while it is frozen")
+            if record.frozen is not None and self._at_source(record) != record.frozen:
+                raise ViolationError("P3", f"{migration}: the source's data was touched while it is frozen")
+
+    def _at_source(self, record: Record) -> dict[str, Any]:
+        """All data of the container on its source, plain as it lies there."""
+        host = self.world.hosts[record.host("source")]
+        volume, container = host.volumes.get(VOLUME), host.containers.get(record.container_id)
+        return {**(volume.files if volume is not None else {}), **(container.layer if container is not None else {})}
 
     def effect_begins(self, host: Host, migration: str, name: str, undo: bool) -> None:
         """P8: is there a durable event that allows this?"""
@@ -412,9 +416,11 @@ class Checker:
             return
         if container.policy != self.sim.policy or container.name != "web":
             raise ViolationError("P11", f"{migration}: {container.name} has the policy {container.policy} now")
-        volume = host.volumes.get(VOLUME)
-        files: dict[str, Any] = {} if volume is None else volume.files
-        if files != self.world.truth:
+        files = self._at_source(record)
+        truth = self.world.truth
+        if self.world.removed:  # with the container on the target went what it had written outside of its volume
+            files, truth = _of_volume(files), _of_volume(truth)
+        if files != truth:
             raise ViolationError("P2", f"{migration}: {host.name} has {files}, acknowledged was {self.world.truth}")
         if not container.running and not self.world.excused:
             raise ViolationError("P11", f"{migration}: the container ran on {host.name} and does not run again")
@@ -422,6 +428,7 @@ class Checker:
     def _no_leftovers(self, migration: str, host: Host) -> None:
         left = [f"the container {c.name}" for c in host.containers.values() if c.label == migration]
         left += [f"the volume {name}" for name, volume in host.volumes.items() if volume.label == migration]
+        left += ["a layer's stage"] if migration in host.layers else []
         left += ["files of the agent"] if migration in host.files else []
         left += ["an NFS server"] if migration in host.exports else []
         if left:
@@ -443,7 +450,12 @@ class Checker:
                 path: self.world._contents(host, volume.federated, value)
                 for path, value in volume.federated.upper.items()
             }
-        if seen != self.world.truth:
+        truth = self.world.truth
+        if container is None:
+            seen, truth = _of_volume(seen), _of_volume(truth)
+        else:
+            seen = {**seen, **container.layer}
+        if seen != truth:
             raise ViolationError("P2", f"{migration}: {host.name} has {seen}, acknowledged was {self.world.truth}")
         if container is None:
             if not self.world.excused:
@@ -458,3 +470,7 @@ class Checker:
     def _last(self, container_id: str) -> Record:
         mine = [r for r in self.records.values() if r.lifecycle.state != "rejected" and r.container_id == container_id]
         return mine[-1]
+
+
+def _of_volume(tree: dict[str, Any]) -> dict[str, Any]:
+    return {path: value for path, value in tree.items() if path not in LAYER_PATHS}

@@ -173,10 +173,8 @@ def stale_epoch(stack: contextlib.ExitStack) -> None:
 def tracker_trusted_after_restart(stack: contextlib.ExitStack) -> None:
     def publish(ctx: Ctx) -> Performance:
         tracker, _ = effects.ensure_tracker(ctx)
-        files = ctx.volume().files
         yield
-        entries = effects.there_now(files, tracker.marks)
-        return {"dirty": (effects.publish(ctx, "stopped", entries, everything=False),)}
+        return {"dirty": effects.publish_both(ctx, "stopped", tracker.marks)}
 
     _run(stack, vouch_for_tracking=nothing, publish_dirty=publish)
 
@@ -200,8 +198,7 @@ def repeated_arming_trusts_a_new_tracker(stack: contextlib.ExitStack) -> None:
             return {"dirty": ()}
         if fresh or not trusted:
             return {"compare": True, "why": "tracking was lost", "dirty": ()}
-        entries = effects.there_now(ctx.volume().files, seen)
-        return {"dirty": (effects.publish(ctx, f"round-{number}", entries, everything=False),)}
+        return {"dirty": effects.publish_both(ctx, f"round-{number}", seen)}
 
     _run(stack, arm_tracking=arm)
 

@@ -25,7 +25,7 @@ from tests.simulation.agents import Agent, Coordinator, Killed, Process, tame_cl
 from tests.simulation.invariants import NEEDS, Checker, ViolationError
 from tests.simulation.remembered import RememberedKeys, remember_events
 from tests.simulation.transcript import Transcript
-from tests.simulation.world import PATHS, VOLUME, Container, Host, Volume, World
+from tests.simulation.world import LAYER_PATHS, PATHS, VOLUME, Container, Host, Volume, World
 
 MAX_CALM_STEPS = 700
 """More than a migration takes in which nothing goes wrong."""
@@ -341,7 +341,7 @@ class Simulation:
     def _client(self) -> None:
         rng = self.rng
         kind = rng.choice(("write", "write", "write", "delete", "rename"))
-        done = self.world.write(kind, rng.choice(PATHS), rng.choice(PATHS))
+        done = self.world.write(kind, rng.choice(PATHS + LAYER_PATHS), rng.choice(PATHS + LAYER_PATHS))
         if done:
             self.say("client", "%s", done)
         if rng.random() < 0.02:

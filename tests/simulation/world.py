@@ -17,6 +17,8 @@ from typing import Any
 VOLUME = "data"
 WORKLOAD = "web"
 PATHS = ("a", "b", "c", "d", "e")
+LAYER_PATHS = ("x", "y")
+"""What the workload keeps outside of its volume, in the container's writable layer."""
 
 Tree = dict[str, Any]
 """Path → number of the write, or ``Remote`` for what lies on the other host."""
@@ -69,6 +71,15 @@ class Volume:
 
 
 @dataclass
+class LayerStage:
+    """Where the container's writable layer arrives on the target."""
+
+    tree: Tree = field(default_factory=dict)
+    placed_in: str = ""
+    """Id of the container that it was put into."""
+
+
+@dataclass
 class Container:
     """One container of a host."""
 
@@ -81,11 +92,15 @@ class Container:
     exit_code: int = 0
     sees: str = ""
     """``plain``, ``merged`` or ``bare`` (a place whose union is not mounted), fixed when it started."""
+    layer: Tree = field(default_factory=dict)
+    """What it wrote outside of its volume; goes when it is removed."""
+    layer_changed: set[str] | None = None
+    """What it has changed in there since the layer was put into it."""
 
 
 @dataclass
 class Tracker:
-    """One process's watch over the source's volume."""
+    """One process's watch over the source's volume, and over the container's writable layer."""
 
     generation: int = 0
     marks: set[str] = field(default_factory=set)
@@ -106,6 +121,8 @@ class Host:
         self.containers: dict[str, Container] = {}
         self.volumes: dict[str, Volume] = {}
         self.files: dict[str, dict[str, Any]] = {}
+        self.layers: dict[str, LayerStage] = {}
+        """Writable layers on their way to this host, by migration."""
         self.trackers: dict[str, Tracker] = {}
         """Of the agent's present life, by migration."""
         self.exports: set[str] = set()
@@ -225,6 +242,10 @@ class World:
 
     def visible(self, host: Host, container: Container | None = None) -> Tree:
         """The data under the container, read through whatever it stands on; None is a file that cannot be read."""
+        layer = container.layer if container is not None else {}
+        return {**self._visible_data(host, container), **layer}
+
+    def _visible_data(self, host: Host, container: Container | None) -> Tree:
         volume = host.volumes.get(VOLUME)
         if volume is None:
             return {}
@@ -258,6 +279,10 @@ class World:
                 continue
             union = volume.federated
             tree = union.upper if union is not None and container.sees == "merged" else volume.files
+            if path in LAYER_PATHS:
+                tree = container.layer
+            if kind == "rename" and (path in LAYER_PATHS) != (other_path in LAYER_PATHS):
+                return ""
             if kind == "write":
                 self.writes += 1
                 tree[path] = self.truth[path] = self.writes
@@ -271,8 +296,9 @@ class World:
                 tree[other_path] = tree.pop(path)
                 self.truth[other_path] = self.truth.pop(path)
                 touched = [path, other_path]
-            if volume.changed is not None:
-                volume.changed.update(touched)
+            changed = container.layer_changed if path in LAYER_PATHS else volume.changed
+            if changed is not None:
+                changed.update(touched)
             for tracker in host.trackers.values():
                 tracker.marks.update(touched)
             return f"{kind} {' '.join(touched)} on {host.name}"

@@ -65,9 +65,13 @@ STRAIGHT = (
 _DUMP = """if 1:
     import sys
     from pathlib import Path
+    from hostd.layer import layer_entry
     from hostd.manifest import walk, write_manifest
     for number, tree in enumerate(sys.argv[2:]):
-        write_manifest(Path(sys.argv[1]) / str(number), walk(Path(tree), digest=True))
+        found = walk(Path(tree), digest=True)
+        if tree.endswith(("/diff", "/fs")):
+            found = map(layer_entry, found)
+        write_manifest(Path(sys.argv[1]) / str(number), found)
 """
 
 
@@ -317,10 +321,12 @@ class Fleet:
         return found
 
     def stages(self, host: str) -> list[str]:
-        """Stage directories on the host: beside volumes, and in /srv where the tests' binds are."""
+        """Stage directories on the host: beside volumes, in Docker's data root, and in /srv where the tests' binds are."""
         where = self.lab.host(host)
         volumes, binds = where.path(VOLUMES), where.path("/srv")
         found = [*volumes.glob("*/cargo"), *volumes.glob("*/.cargo-*"), *binds.rglob(".cargo-*")]
+        found += [*volumes.parent.glob("cargo"), *volumes.parent.glob("containerd/daemon/cargo")]
+        found += where.path("/var/lib/containerd").glob("cargo")
         return sorted(str(place.relative_to(where.directory)) for place in found)
 
     def records(self, host: str, migration: str) -> bool:
