@@ -65,6 +65,7 @@ def assert_lives_on(fleet: Fleet, name: str, home: str, witness: Witness, *, los
     fleet.assert_sound(f"{name}-1")
 
 
+@pytest.mark.long
 def test_a_source_that_dies_before_the_stop_takes_its_container_along_and_brings_it_back(fleet: Fleet) -> None:
     """A7, P13: an abort is possible at once, and is finished when the host is back; the target never starts anything."""
     witness = service(fleet, "first")
@@ -115,6 +116,7 @@ def test_a_source_that_dies_during_the_fill_is_waited_for_while_the_container_se
     assert_lives_on(fleet, "fill", "beta", witness)
 
 
+@pytest.mark.long
 def test_with_a_target_that_dies_before_the_claim_an_abort_runs_the_container_again_at_once(fleet: Fleet) -> None:
     """A10, C3, P11: nothing was claimed, so nothing can run over there; its cleaning waits for it."""
     witness = service(fleet, "early")

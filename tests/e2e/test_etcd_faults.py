@@ -26,7 +26,7 @@ PORT = 6379
 TRIO = f"{NAME[:7]}x3"
 FIRST, _, THIRD = SUBNET.rpartition(".")
 TRIO_SUBNET = f"{FIRST}.{(int(THIRD) + 50) % 250}"
-QUOTA_BYTES = 24_000_000
+QUOTA_BYTES = 12_000_000
 """Room for a migration or two, and soon full."""
 
 
@@ -129,6 +129,7 @@ def test_the_leader_dies_during_the_cut_over_and_stays_dead_until_the_end(trio: 
     trio.lab.etcd.wait_ready()
 
 
+@pytest.mark.long
 def test_without_a_quorum_everybody_holds_and_nobody_starts(trio: Fleet) -> None:
     """B2, B9, E18: after the stop the service is down, and stays so; the member that is left grants nothing."""
     witness = service(trio, "quorum")
@@ -154,9 +155,8 @@ def test_a_full_etcd_holds_the_migration_until_there_is_room_again(trio: Fleet) 
         lambda: "space exceeded" in _etcdctl(trio, "put", "/junk", given=junk).stderr, "etcd does not get full", 60
     )
     assert _etcdctl(trio, "put", trio.keys.request("other"), "{}").returncode != 0
-    since = trio.log_size("beta.hostd")
-    trio.beta.hostd.signal(0)
-    assert "out of space" in trio.cargoctl("abort", "full-1").stderr + trio.cargoctl("abort", "full-1").stdout
+    refused = trio.cargoctl("abort", "full-1")
+    assert "out of space" in refused.stderr + refused.stdout
     status = _etcdctl(trio, "endpoint", "status", "-w", "fields", endpoint=trio.lab.etcd.endpoint).stdout
     revision = next(line.split(" : ")[1] for line in status.splitlines() if line.startswith('"Revision"'))
     assert _etcdctl(trio, "del", "/junk").returncode == 0
@@ -164,11 +164,11 @@ def test_a_full_etcd_holds_the_migration_until_there_is_room_again(trio: Fleet) 
     for endpoint in trio.lab.etcd.endpoints.split(","):
         assert _etcdctl(trio, "defrag", endpoint=endpoint).returncode == 0
     assert _etcdctl(trio, "alarm", "disarm").returncode == 0
-    assert since <= trio.log_size("beta.hostd")
     go_on(trio)
     assert_arrived(trio, "full", witness)
 
 
+@pytest.mark.long
 def test_a_compaction_behind_a_partition_loses_nothing(trio: Fleet) -> None:
     """B6, E10, E12: the revisions that the source missed are gone when it is back; it reads the history anew."""
     witness = service(trio, "compact")
@@ -208,6 +208,7 @@ def test_an_etcd_on_a_slow_disk_makes_everything_late_and_nothing_wrong(trio: Fl
     assert_arrived(trio, "slow", witness)
 
 
+@pytest.mark.long
 def test_a_permission_that_is_taken_away_holds_everything_until_it_is_given_back(spoilt: Fleet) -> None:
     """B14, E29, E31: refused is not absent; nobody takes it for an empty history, or for an order to stop."""
     witness = service(spoilt, "auth")
@@ -227,6 +228,7 @@ def test_a_permission_that_is_taken_away_holds_everything_until_it_is_given_back
     assert_arrived(spoilt, "auth", witness)
 
 
+@pytest.mark.long
 def test_histories_that_a_person_deletes_are_an_alarm_and_not_an_absence(spoilt: Fleet) -> None:
     """B15, E14: the container is left as it is, on both hosts, whatever the empty prefix seems to say."""
     witness = service(spoilt, "wiped")
@@ -247,7 +249,9 @@ def test_histories_that_a_person_deletes_are_an_alarm_and_not_an_absence(spoilt:
     spoilt.oracle.assert_one_runner()
 
 
-@pytest.mark.parametrize("how", ["restored from an older snapshot", "another, empty cluster"])
+@pytest.mark.parametrize(
+    "how", ["restored from an older snapshot", pytest.param("another, empty cluster", marks=pytest.mark.long)]
+)
 def test_an_etcd_that_is_not_the_one_it_was_is_not_obeyed(spoilt: Fleet, how: str, tmp_path: Path) -> None:
     """B13, B17, E26: its histories know nothing of the start on beta; nobody starts the container a second time."""
     witness = service(spoilt, "past")

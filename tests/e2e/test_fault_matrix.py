@@ -51,7 +51,6 @@ CASES = [
 SAMPLE = {
     "source without power-disarmed",
     "target without power-stopped",
-    "source and target cut-fill",
     "target and etcd cut, leases expire-stopped",
     "coordinator frozen, another takes over-stopped",
     "target's dockerd killed-fill",
@@ -137,7 +136,9 @@ def test_a_fault_from_outside_at_any_phase_breaks_no_promise(fleet: Fleet, case:
     run(fleet, case)
 
 
-@pytest.mark.parametrize(("program", "host"), [("rsync", "beta"), ("rsync", "alpha")])
+@pytest.mark.parametrize(
+    ("program", "host"), [("rsync", "beta"), pytest.param("rsync", "alpha", marks=pytest.mark.long)]
+)
 def test_a_transfer_that_is_killed_in_a_round_is_begun_again(fleet: Fleet, program: str, host: str) -> None:
     """A6, D3: the OOM killer takes rsync, on either side; what has arrived stays."""
     name = f"kill-{host}"
@@ -153,7 +154,10 @@ def test_a_transfer_that_is_killed_in_a_round_is_begun_again(fleet: Fleet, progr
     assert fleet.running("beta", name)
 
 
-@pytest.mark.parametrize("program", ["sshfs", "rsync", "hostd.lower"])
+@pytest.mark.parametrize(
+    "program",
+    ["hostd.lower", pytest.param("sshfs", marks=pytest.mark.long), pytest.param("rsync", marks=pytest.mark.long)],
+)
 def test_helpers_that_are_killed_during_the_fill_cost_no_data(fleet: Fleet, program: str) -> None:
     """A6, D14: the link, the transfer, or the lower layer itself dies under the running container."""
     name = f"fill-{program.replace('.', '-')}"

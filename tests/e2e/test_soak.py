@@ -65,6 +65,7 @@ def test_two_hundred_migrations_back_and_forth_leave_memory_and_descriptors_flat
     [after] = fleet.describe_seen(here, "soak", "/data")
     assert before == after
     fleet.oracle.assert_one_runner()
+    fleet.wait_inbox_empty([f"soak-{number}" for number in range(1, MIGRATIONS + 1)])
     for name, kept in seen.items():
         counted = kept[int(len(kept) * WARM) :]
         middle = len(counted) // 2

@@ -27,11 +27,20 @@ EXPECTED = Path(__file__).parent / "expected"
 NAMES = sorted(file.stem for file in HISTORIES.glob("*.jsonl"))
 OUTCOMES = {
     "aborted": "aborted",
+    "aborted-after-the-stop": "aborted",
+    "aborted-in-pre-copy": "aborted",
+    "aborted-in-prepare": "aborted",
+    "aborted-while-stopping": "aborted",
     "completed": "completed",
+    "discarded": "rolled_back",
     "finalised": "finalised",
+    "paused": "finalised",
     "rejected": "rejected",
+    "removed": "finalised",
     "retried": "completed",
     "rolled-back": "rolled_back",
+    "rolled-back-finalised": "rolled_back",
+    "rolled-back-in-fill": "rolled_back",
     "target-off": "rolled_back",
 }
 
