@@ -18,6 +18,7 @@ import pytest
 from hostd.dirty import everything
 from hostd.manifest import walk, write_manifest
 from hostd.nfs_server import NfsServer
+from labkit.waiting import wait_until
 from tests.support.guest import Guest, Net, booted
 from tests.support.trees import Grown, felled, grow
 
@@ -147,8 +148,14 @@ def test_when_the_patience_ends_the_reader_gets_an_error_and_never_wrong_bytes(s
     assert answer[:2] == ["error", 5]
     assert "was not to be had from the source for 60 s" in stand.guest.order("log")
     assert stand.guest.order("attach", *stand.at) == ""
-    number = stand.guest.order("begin_read", "large-3")
-    assert stand.guest.order("end_read", number, SLOW_SECONDS)[:3] == ["read", LARGE_BYTES, 1]
+
+    def read_again() -> bool:
+        """Within seconds after an error a read of the same file counts as the same one, and waits no second time."""
+        answer = stand.guest.order("end_read", stand.guest.order("begin_read", "large-3"), SLOW_SECONDS)
+        assert answer[:2] == ["error", 5] or answer[:3] == ["read", LARGE_BYTES, 1], answer
+        return bool(answer[0] == "read")
+
+    wait_until(read_again, "large-3 cannot be read although the source is back", SLOW_SECONDS)
 
 
 def test_once_everything_is_here_the_source_is_let_go_under_open_eyes(stand: Stand) -> None:
