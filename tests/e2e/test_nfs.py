@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
 
 def test_a_target_that_cannot_mount_by_nfs_refuses_before_the_stop_and_the_export_is_withdrawn(fleet: Fleet) -> None:
-    """O6: the source serves from ``prepare`` on, its agent is killed meanwhile, and after the abort nothing is left."""
+    """P11, P17: the source serves from ``prepare`` on, and after the abort nothing is left."""
     (fleet.volume("alpha", "nf-data") / "goods").write_text("goods")
     fleet.sleeper("nf", volumes={"nf-data": {"bind": "/data"}}, restart_policy={"Name": "always"})
     fleet.failpoints("hostd/beta", "target.fetch_spec:before_effect=pause")

@@ -18,6 +18,7 @@ import pytest
 from hostd.dirty import everything
 from hostd.manifest import walk, write_manifest
 from hostd.nfs_server import NfsServer
+from labkit.waiting import wait_until
 from tests.support.guest import Guest, Net, booted
 from tests.support.trees import Grown, felled, grow
 
@@ -102,13 +103,13 @@ def test_another_address_cannot_mount_and_nobody_can_write(stand: Stand) -> None
 
 
 def test_what_nfs_itself_shows_differs_only_in_what_it_does_not_know(stand: Stand) -> None:
-    """D1: names, kinds, owners, modes, contents; the union needs contents only, and has the rest from the manifest."""
+    """P4: names, kinds, owners, modes, contents; the union needs contents only, and has the rest from the manifest."""
     differing = [line for line in stand.guest.order("see", *stand.at) if not line.startswith("xattrs: ")]
     assert differing == []
 
 
 def test_the_union_over_nfs_shows_exactly_the_sources_tree(stand: Stand) -> None:
-    """D1, D3, D9: odd names, all kinds, what was deleted and overwritten while the export was there already."""
+    """P4: odd names, all kinds, what was deleted and overwritten while the export was there already."""
     made = stand.guest.order("unite", *stand.at)
     assert made["kind"] == "nfs4"
     assert {"ro", "vers=4.2", "soft"} <= set(made["options"].split(","))
@@ -120,7 +121,7 @@ def test_the_union_over_nfs_shows_exactly_the_sources_tree(stand: Stand) -> None
 
 
 def test_a_read_waits_for_a_link_that_is_away_and_goes_on_when_it_is_back(stand: Stand) -> None:
-    """C6, D14."""
+    """D14."""
     stand.net.link(up=False)
     number = stand.guest.order("begin_read", "large-1")
     assert stand.guest.order("end_read", number, 20) == [], "it waits"
@@ -147,12 +148,18 @@ def test_when_the_patience_ends_the_reader_gets_an_error_and_never_wrong_bytes(s
     assert answer[:2] == ["error", 5]
     assert "was not to be had from the source for 60 s" in stand.guest.order("log")
     assert stand.guest.order("attach", *stand.at) == ""
-    number = stand.guest.order("begin_read", "large-3")
-    assert stand.guest.order("end_read", number, SLOW_SECONDS)[:3] == ["read", LARGE_BYTES, 1]
+
+    def read_again() -> bool:
+        """Within seconds after an error a read of the same file counts as the same one, and waits no second time."""
+        answer = stand.guest.order("end_read", stand.guest.order("begin_read", "large-3"), SLOW_SECONDS)
+        assert answer[:2] == ["error", 5] or answer[:3] == ["read", LARGE_BYTES, 1], answer
+        return bool(answer[0] == "read")
+
+    wait_until(read_again, "large-3 cannot be read although the source is back", SLOW_SECONDS)
 
 
 def test_once_everything_is_here_the_source_is_let_go_under_open_eyes(stand: Stand) -> None:
-    """D16: afterwards the source is off, and everything is still there."""
+    """P4: afterwards the source is off, and everything is still there."""
     assert stand.guest.order("fill") > len(LARGE)
     stand.guest.order("detach")
     assert not [line for line in stand.guest.order("mounted") if line.startswith("nfs")]
@@ -165,7 +172,7 @@ def test_once_everything_is_here_the_source_is_let_go_under_open_eyes(stand: Sta
 
 
 def test_a_source_that_is_dead_does_not_hold_up_whoever_takes_the_view_down(stand: Stand) -> None:
-    """C6: rolling back or aborting with the source gone."""
+    """D14: rolling back or aborting with the source gone."""
     assert stand.guest.order("attach", *stand.at) == ""
     stand.net.link(up=False)
     assert stand.guest.order("take_down") < 120
