@@ -53,7 +53,9 @@ def test_a_container_is_on_its_source_again_exactly_as_it_was_configured(fleet: 
     before = as_configured(made.attrs)
     fleet.migrate("shop-1", "shop")
     fleet.wait_for("shop-1", "finalised")
-    fleet.wait_inbox_empty(["shop-1"])  # neither agent keeps anything of it in mind, and it can be rolled back all the same
+    fleet.wait_inbox_empty(
+        ["shop-1"]
+    )  # neither agent keeps anything of it in mind, and it can be rolled back all the same
     fleet.execute("beta", "shop", "cd /data; rm gone; mv old new; echo written > fresh")
     fleet.control("shop-1", "rollback")
     fleet.wait_end("shop-1", "rolled_back")
