@@ -27,7 +27,7 @@ ENGINES_OWN = (
     b".dockerenv",
     b"data",
 )
-"""What Docker mounts into every container, or makes for it: of each host, not of the container. And the volume."""
+"""What Docker mounts into every container, or makes for it: of each host, not of the container."""
 WORK = """
     mkdir -p /work/deep/er && echo one > /work/file && echo two > /work/deep/er/file
     ln /work/file /work/deep/same && ln -s ../file /work/deep/link && mkfifo /work/pipe && mknod /work/null c 1 3
