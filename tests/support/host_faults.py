@@ -164,7 +164,7 @@ def _live_restore(fleet: Fleet, host: Host) -> Iterator[None]:
 
     def switch(on: bool) -> None:
         # Spelt out either way: dockerd leaves alone at a reload what the file does not name.
-        file.write_text(before.replace("{", f'{{"live-restore": {json.dumps(on)},', 1))
+        file.write_text(json.dumps(json.loads(before) | {"live-restore": on}))
         host.dockerd.signal(signal.SIGHUP)
         wait_until(lambda: bool(client.info()["LiveRestoreEnabled"]) == on, "live-restore does not change", 10)
 
