@@ -9,7 +9,7 @@ import pytest
 from events import schema
 from tests.support.fleet import Fleet
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
 def refusals(fleet: Fleet, migration: str) -> list[str]:
