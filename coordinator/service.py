@@ -148,7 +148,7 @@ class Service:
         item = follower.poll(GRACE_POLL_SECONDS if self._waiting else 1.0)
         return item if item is not None else Tick(follower.trouble)
 
-    def _take(self, item: Item, follower: Follower) -> None:
+    def _take(self, item: Item, follower: Follower | None = None) -> None:
         match item:
             case Snapshot(prefix=prefix):
                 self._resync(prefix)
@@ -158,7 +158,7 @@ class Service:
             case Tick():
                 self._look_around(follower)
 
-    def _look_around(self, follower: Follower) -> None:
+    def _look_around(self, follower: Follower | None = None) -> None:
         """Now and then: what a watch should have told, had it not been lost without a word."""
         if time.monotonic() < self._look_around_at:
             return
@@ -166,7 +166,9 @@ class Service:
         for migration in list(self._tracked):
             self._advance(migration)
         for prefix in (self._keys.requests, self._keys.controls):
-            follower.expect(prefix, self._resync(prefix))
+            revision = self._resync(prefix)
+            if follower is not None:
+                follower.expect(prefix, revision)
         ended = time.monotonic()
         self._look_around_at = ended + max(LOOK_AROUND_SECONDS, LOOK_AROUND_SHARE * (ended - began))
 

@@ -36,6 +36,7 @@ from hostd.effects.registry import EFFECTS
 from hostd.journal import Journal
 from hostd.plan import Plan, View
 from hostd.turn import (
+    IRREVOCABLE_STATES,
     LONGEST_RETRY_SECONDS,
     MAX_ATTEMPTS_BEFORE_CLAIM,
     Append,
@@ -58,6 +59,10 @@ EXCLUSIVE = frozenset({SUPERVISE, "recall_container", "fold_union"})
 """Effects that start or stop the container on the target: one at a time."""
 LOOK_SECONDS = 4.0
 """How often what a running container reads through is looked after, during a step that may take hours."""
+
+
+RETRY = "resumed"
+"""A person's ``retry`` or ``resume``; it moves no machine and ends the pause between two attempts."""
 
 
 @dataclass
@@ -92,6 +97,8 @@ class Runner:
         self._reading = threading.Lock()
         self._supervising = threading.Lock()
         self._woken = threading.Event()
+        self._stirred = threading.Event()
+        """Something happened since the step began that may change how its next attempt goes."""
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
         self._closing = threading.Event()
@@ -277,10 +284,13 @@ class Runner:
                 if self.last is None:
                     self.ports.journal.check(self.migration, fresh)
                 self.ports.journal.note(self.migration, fresh[-1])
+            if any(event.type == RETRY or event.type not in self.plan.table.ignored for event in fresh):
+                self._stirred.set()
             return self._turns.learn(fresh)
 
     def _begin(self, step: str) -> None:
         self._cancelled.clear()
+        self._stirred.clear()
         if self._closing.is_set():
             self._cancelled.set()
         self._log.info("step begins", step=step, seq=self.view.seq)
@@ -340,5 +350,11 @@ class Runner:
         )
 
     def _back_off(self, failures: int) -> bool:
-        self._woken.wait(retry_delay_seconds(failures))
+        """Wait before the next attempt. While attempts are counted, being woken for nothing does not make another one:
+        a person's question or a mere look around must not use them up."""
+        deadline = time.monotonic() + retry_delay_seconds(failures)
+        while self._woken.wait(max(0.0, deadline - time.monotonic())):
+            if self._closing.is_set() or self._stirred.is_set() or self.view.state in IRREVOCABLE_STATES:
+                break
+            self._woken.clear()
         return True

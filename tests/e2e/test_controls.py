@@ -9,7 +9,7 @@ import pytest
 from events import schema
 from tests.support.fleet import Fleet
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
 def refusals(fleet: Fleet, migration: str) -> list[str]:
@@ -49,17 +49,20 @@ def test_every_control_is_obeyed_in_its_time_and_refused_with_a_reason_out_of_it
         fresh = [event.type for event in fleet.events(f"{name}-1")[before:]]
         assert answered_by in fresh, (wish, fresh)
 
-    fleet.failpoints("hostd/beta", "target.pull_round:before_effect=error(no link)")
+    failing = "target.fill_replica:before_effect=error(no link)"
+    fleet.failpoints("hostd/beta", f"target.pull_round:before_effect=pause;{failing}")
     fleet.request(f"{name}-1", name, max_rounds=2)
-    fleet.wait_for(f"{name}-1", "step_failed")
-    say("retry", answered_by="resumed")
+    fleet.wait_for(f"{name}-1", "sync_armed")
     say("bwlimit 50000", answered_by="bwlimit_ordered")
     say("finalise", answered_by="control_refused")
     say("rollback", answered_by="control_refused")
     say("pause", answered_by="paused")
     say("retry", answered_by="control_refused")
-    fleet.failpoints("hostd/beta", "")
+    fleet.failpoints("hostd/beta", failing)
     say("resume", answered_by="resumed")
+    fleet.wait_for(f"{name}-1", "step_failed")
+    say("retry", answered_by="resumed")
+    fleet.failpoints("hostd/beta", "")
     fleet.wait_end(f"{name}-1", "completed")
     say("abort", answered_by="control_refused")
     say("pause", answered_by="control_refused")

@@ -147,6 +147,32 @@ def test_without_an_endpoint_a_coordinator_runs_an_etcd_of_its_own_and_keeps_its
         store.close()
 
 
+def test_an_embedded_etcd_that_is_killed_is_started_again_with_its_data(tmp_path: Path) -> None:
+    """B1: the coordinator holds meanwhile, and leads again by itself."""
+    port = free_port()
+    config, log = tmp_path / "own.cfg", tmp_path / "log"
+    ports = f"client_port = {port}\npeer_port = {free_port()}\n"
+    config.write_text(f"[coordinator]\nname = own\ndata_dir = {tmp_path}/etcd\n{ports}[log]\nformat = json\n")
+    store = connect(EtcdSettings(endpoints=(f"127.0.0.1:{port}",)))
+    try:
+        with coordinator(config, log) as child:
+            wait_until(lambda: etcd_answers("127.0.0.1", port), "no etcd comes up", 20)
+            wait_until(lambda: store.get(store.keys.leader) is not None, "it does not lead", 20)
+            store.put(store.keys.requests + "wrong", b"nonsense")
+            wait_until(lambda: bool(store.read("wrong")), "the request is not answered", 10)
+            [etcd] = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+            os.kill(int(etcd), signal.SIGKILL)
+            wait_until(lambda: not Path(f"/proc/{etcd}").exists(), "it does not die", 10)
+            wait_until(lambda: etcd_answers("127.0.0.1", port), "it does not come back", 20)
+            assert [event.type for event in store.read("wrong")] == ["rejected"]
+            store.put(store.keys.requests + "wrong-too", b"nonsense")
+            wait_until(lambda: bool(store.read("wrong-too")), "nobody leads any more", 30)
+            assert ended(child) == 0
+        assert not etcd_answers("127.0.0.1", port)
+    finally:
+        store.close()
+
+
 def test_an_etcd_of_somebody_else_on_that_port_is_not_taken_for_ones_own(tmp_path: Path) -> None:
     config = tmp_path / "own.cfg"
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -197,6 +197,25 @@ def test_a_refusal_is_final_at_once_and_lists_all_reasons(at_target: Stage) -> N
     assert at_target.effects["create_container"].runs == 0
 
 
+def test_being_woken_for_nothing_does_not_use_up_attempts(at_target: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D3, P13: a person's questions and the looks around come while an agent waits; only a retry is one."""
+    monkeypatch.setattr(turn_module, "FIRST_RETRY_SECONDS", 20.0)
+    failing = at_target.effects["pull_round"]
+
+    def fail(_context: Context) -> Outcome:
+        raise TransientError("no link")
+
+    failing.script = fail
+    at_target.append("requested", "prepare_ordered", "source_prepared", "target_prepared", "sync_ordered")
+    at_target.give("sync_armed")
+    at_target.until_last("step_failed")
+    for _ in range(20):
+        at_target.give(schema.ControlRefused(control="finalise", reason="not now"))
+    assert failing.runs == 1
+    at_target.give(schema.Resumed(by_person="try again now"))
+    at_target.until(lambda: failing.runs == 2)
+
+
 def test_after_the_claim_nothing_is_given_up(at_target: Stage) -> None:
     """Hold: stop advancing, keep retrying, say so."""
     attempts = threading.Semaphore(0)

@@ -7,6 +7,7 @@ lets them strike. Stands between ``Fleet`` and ``tests/e2e/test_fault_matrix.py`
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -162,7 +163,8 @@ def _live_restore(fleet: Fleet, host: Host) -> Iterator[None]:
     client = fleet.docker[host.spec.name]
 
     def switch(on: bool) -> None:
-        file.write_text(before.replace("{", '{"live-restore": true,', 1) if on else before)
+        # Spelt out either way: dockerd leaves alone at a reload what the file does not name.
+        file.write_text(json.dumps(json.loads(before) | {"live-restore": on}))
         host.dockerd.signal(signal.SIGHUP)
         wait_until(lambda: bool(client.info()["LiveRestoreEnabled"]) == on, "live-restore does not change", 10)
 
@@ -171,6 +173,7 @@ def _live_restore(fleet: Fleet, host: Host) -> Iterator[None]:
         yield
     finally:
         switch(False)
+        file.write_text(before)
 
 
 def cut(name: str, peer: str, *, one_way: bool = False, until_lease_gone: bool = False) -> Fault:
