@@ -474,6 +474,8 @@ class Simulation:
             self.say("a person", "removes %s", container.name)
             host.containers.pop(container.id, None)
             self.world.removed = True
+            if container.label:
+                self.world.forget_layer()
 
     # --- faults --------------------------------------------------------------------------------
 

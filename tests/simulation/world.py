@@ -271,6 +271,11 @@ class World:
 
     # --- the client ----------------------------------------------------------------------------
 
+    def forget_layer(self) -> None:
+        """A person removed the container on the target: what it wrote outside of its volume there is gone with it."""
+        kept = {path: value for path, value in self.at_stop.items() if path in LAYER_PATHS}
+        self.truth = {path: value for path, value in self.truth.items() if path not in LAYER_PATHS} | kept
+
     def write(self, kind: str, path: str, other_path: str) -> str:
         """One request of the client to whichever copy answers; returns what was acknowledged, or nothing."""
         for host, container in self.running():
