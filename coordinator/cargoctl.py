@@ -81,6 +81,12 @@ def _fleet_commands(commands: Commands) -> None:
     sub.add_argument("--stop-timeout-seconds", type=int, help="grace before the container is killed")
     sub.add_argument("--on-release", choices=("keep", "remove"), help="what becomes of the source's copy")
     sub.add_argument("--image", choices=("transfer", "pull", "refuse"), help="what to do if the target lacks the image")
+    sub.add_argument("--remote", choices=("sshfs", "nfs"), help="how the target looks at what has not arrived yet")
+    sub.add_argument(
+        "--start",
+        choices=("warm", "cold"),
+        help="whether the target may start it up to its first instruction beforehand",
+    )
     sub.add_argument(
         "--without", action="append", metavar="NAME", help="what it may go without there, such as device:/dev/kvm"
     )

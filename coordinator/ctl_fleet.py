@@ -29,6 +29,7 @@ REQUEST_OPTIONS = (
     "stop_timeout_seconds",
     "on_release",
     "image",
+    "remote",
     "start",
     "without",
     "rootfs",

@@ -87,6 +87,7 @@ def test_an_abort_sends_the_waiting_container_away(fleet: Fleet) -> None:
     fleet.failpoints("hostd/alpha", "")
     fleet.wait_end("waits-1", "aborted")
     assert gates(fleet, "beta") == []
+    assert "runc init" not in fleet.beta.run(["ps", "axo", "args"]).stdout
     assert fleet.container("beta", "waits") is None
     fleet.oracle.settle({"waits": {"alpha"}})
     fleet.assert_sound("waits-1")
