@@ -175,7 +175,10 @@ class Service:
     def _changed(self, key: str, value: bytes | None) -> None:
         if key.startswith(self._keys.requests):
             if value is not None:
-                self._request(key[len(self._keys.requests) :], value)
+                request_id = key[len(self._keys.requests) :]
+                if request_id in self._heads:
+                    self._log.info("asked again: there is a migration of that name already", migration=request_id)
+                self._request(request_id, value)
             return
         place = self._keys.parse(key)
         if place is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from events.schema import DirtyManifest, SyncOrdered
-from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome
 from hostd.effects.publish import publish
 from hostd.effects.track_changes import changed, ensure_tracker, whole
 from hostd.openfiles import writable_files
@@ -21,6 +21,8 @@ class ArmTracking(Effect):
         number = context.view.round
         order = context.view.facts["sync_ordered"]
         assert isinstance(order, SyncOrdered)
+        if context.bench.engine.inspect(prepared.container_id) is None:  # its writable layer went with it
+            raise ContainerChangedError(f"the container {prepared.container_name!r} has been removed")
         pid = context.bench.engine.pid(prepared.container_id)
         dirty: list[DirtyManifest] = []
         distrust = []

@@ -66,7 +66,7 @@ def assert_ends_well(fleet: Fleet, name: str, witness: Witness) -> None:
     ],
 )
 def test_an_agent_that_is_killed_carries_on_in_its_next_life(fleet: Fleet, process: str, point: str) -> None:
-    name = point.replace(":", ".")
+    name = f"killed.{point}".replace(":", ".")
     witness = service(fleet, name)
     hostd = fleet.lab.host(process).hostd
     fleet.failpoints(f"hostd/{process}", f"{point}=kill")

@@ -83,21 +83,21 @@ def test_a_source_that_dies_before_the_stop_takes_its_container_along_and_brings
 
 def test_a_source_that_dies_after_the_stop_leaves_the_container_down_until_it_is_back(fleet: Fleet) -> None:
     """A9, B2, P1: nobody else may start it, whatever the target has; a person is told so."""
-    witness = service(fleet, "mid")
-    dies_at(fleet, "mid", "alpha", "beta", "target.apply_dirty:before_effect", action="error(no link)")
-    fleet.wait_for("mid-1", "step_failed", "abort_ordered")
-    said = why(fleet, "mid")["if_source_is_dead"]
+    witness = service(fleet, "lost-mid")
+    dies_at(fleet, "lost-mid", "alpha", "beta", "target.apply_dirty:before_effect", action="error(no link)")
+    fleet.wait_for("lost-mid-1", "step_failed", "abort_ordered")
+    said = why(fleet, "lost-mid")["if_source_is_dead"]
     assert "alpha" in said
     assert "do not start anything from it" in said
-    if "abort_ordered" not in fleet.types("mid-1"):
-        fleet.control("mid-1", "abort")
-    fleet.wait_for("mid-1", "target_cleaned")
-    assert fleet.container("beta", "mid") is None
+    if "abort_ordered" not in fleet.types("lost-mid-1"):
+        fleet.control("lost-mid-1", "abort")
+    fleet.wait_for("lost-mid-1", "target_cleaned")
+    assert fleet.container("beta", "lost-mid") is None
     boot(fleet, "alpha")
-    fleet.wait_end("mid-1", "aborted")
-    assert_lives_on(fleet, "mid", "alpha", witness)
-    assert fleet.policy("alpha", "mid") == "always"
-    fleet.assert_clean("beta", "mid-1")
+    fleet.wait_end("lost-mid-1", "aborted")
+    assert_lives_on(fleet, "lost-mid", "alpha", witness)
+    assert fleet.policy("alpha", "lost-mid") == "always"
+    fleet.assert_clean("beta", "lost-mid-1")
 
 
 @pytest.mark.long
@@ -119,21 +119,21 @@ def test_a_source_that_dies_during_the_fill_is_waited_for_while_the_container_se
 @pytest.mark.long
 def test_with_a_target_that_dies_before_the_claim_an_abort_runs_the_container_again_at_once(fleet: Fleet) -> None:
     """A10, C3, P11: nothing was claimed, so nothing can run over there; its cleaning waits for it."""
-    witness = service(fleet, "early")
-    dies_at(fleet, "early", "beta", "beta", "target.apply_dirty:before_effect")
-    assert "`abort` is safe" in why(fleet, "early")["if_target_is_dead"]
-    fleet.control("early-1", "abort")
-    fleet.wait_for("early-1", "source_restored")
-    fleet.wait_running("alpha", "early")
+    witness = service(fleet, "lost-early")
+    dies_at(fleet, "lost-early", "beta", "beta", "target.apply_dirty:before_effect")
+    assert "`abort` is safe" in why(fleet, "lost-early")["if_target_is_dead"]
+    fleet.control("lost-early-1", "abort")
+    fleet.wait_for("lost-early-1", "source_restored")
+    fleet.wait_running("alpha", "lost-early")
     witness.wait_for_more(20)
-    assert fleet.policy("alpha", "early") == "always"
-    answer = why(fleet, "early")
+    assert fleet.policy("alpha", "lost-early") == "always"
+    answer = why(fleet, "lost-early")
     assert "only the cleaning" in answer["if_target_is_dead"]
     assert "beta to clean up" in answer["waiting_for"]
     boot(fleet, "beta")
-    fleet.wait_end("early-1", "aborted")
-    assert_lives_on(fleet, "early", "alpha", witness)
-    fleet.assert_clean("beta", "early-1")
+    fleet.wait_end("lost-early-1", "aborted")
+    assert_lives_on(fleet, "lost-early", "alpha", witness)
+    fleet.assert_clean("beta", "lost-early-1")
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,18 @@ def test_a_container_that_a_person_restarts_moves_all_the_same(fleet: Fleet) -> 
     """F5: its changes are tracked whoever makes them."""
 
     def restart(container: Container) -> None:
-        fleet.execute("alpha", "again", "echo before > /data/before")
+        fleet.execute("alpha", "restarted", "echo before > /data/before")
         container.restart(timeout=5)
-        fleet.execute("alpha", "again", "echo after > /data/after")
+        fleet.execute("alpha", "restarted", "echo after > /data/after")
 
-    interrupted(fleet, "again", restart)
-    fleet.wait_end("again-1", "completed")
-    assert fleet.execute("beta", "again", "cd /data && cat before after goods").split() == ["before", "after", "goods"]
-    fleet.assert_sound("again-1")
+    interrupted(fleet, "restarted", restart)
+    fleet.wait_end("restarted-1", "completed")
+    assert fleet.execute("beta", "restarted", "cd /data && cat before after goods").split() == [
+        "before",
+        "after",
+        "goods",
+    ]
+    fleet.assert_sound("restarted-1")
 
 
 def test_a_container_that_ends_by_itself_is_left_as_it_ended(fleet: Fleet) -> None:

@@ -313,16 +313,16 @@ def test_a_container_uses_data_that_is_still_on_the_source_and_keeps_what_it_doe
 
 
 def test_a_container_that_stops_after_the_release_comes_back_on_a_plain_volume_by_itself(fleet: Fleet) -> None:
-    union_of_stale_files(fleet, "plain")
-    fleet.wait_end("plain-1", "completed")
-    [before] = fleet.describe_seen("beta", "plain", "/data")
-    fleet.present("beta", "plain").stop()
-    fleet.wait_for("plain-1", "finalised")
+    union_of_stale_files(fleet, "bystop")
+    fleet.wait_end("bystop-1", "completed")
+    [before] = fleet.describe_seen("beta", "bystop", "/data")
+    fleet.present("beta", "bystop").stop()
+    fleet.wait_for("bystop-1", "finalised")
     assert (fleet.mounts("beta"), fleet.tools("beta"), fleet.stages("beta")) == ([], [], [])
-    [plain] = fleet.describe("beta", "/var/lib/docker/volumes/plain-data/_data")
+    [plain] = fleet.describe("beta", "/var/lib/docker/volumes/bystop-data/_data")
     assert differences(before, plain, apart_from=["hard links"]) == []
-    fleet.present("beta", "plain").start()
-    assert differences(plain, *fleet.describe_seen("beta", "plain", "/data")) == []
+    fleet.present("beta", "bystop").start()
+    assert differences(plain, *fleet.describe_seen("beta", "bystop", "/data")) == []
 
 
 # --- the way back -------------------------------------------------------------------------------------

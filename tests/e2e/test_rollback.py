@@ -79,23 +79,23 @@ def _remove_networks(fleet: Fleet) -> None:
 @pytest.mark.long
 def test_rolling_back_moves_what_was_written_and_not_what_lies_there_already(fleet: Fleet) -> None:
     """P12: 10 MB on top of gigabytes move about 10 MB."""
-    place = fleet.volume("alpha", "vast-data")
+    place = fleet.volume("alpha", "heavy-data")
     for number in range(GIGABYTES * 16):
         block = os.urandom(MEGABYTE)
         with (place / f"f{number:04}").open("wb") as file:
             for _ in range(64):
                 file.write(block)
     (place / "small").write_bytes(b"small" * 20_000)
-    fleet.sleeper("vast", volumes={"vast-data": {"bind": "/data"}})
-    fleet.request("vast-1", "vast", max_rounds=2)
-    fleet.wait_end("vast-1", "completed", timeout_seconds=900)
-    fleet.execute("beta", "vast", f"cd /data; head -c {OWN_BYTES} /dev/urandom > fresh; rm f0000; mv small moved")
-    digest = fleet.execute("beta", "vast", "sha256sum < /data/fresh")
-    fleet.control("vast-1", "rollback")
-    fleet.wait_end("vast-1", "rolled_back", timeout_seconds=600)
-    moved = carried(fleet, "vast-1").bytes_moved
+    fleet.sleeper("heavy", volumes={"heavy-data": {"bind": "/data"}})
+    fleet.request("heavy-1", "heavy", max_rounds=2)
+    fleet.wait_end("heavy-1", "completed", timeout_seconds=900)
+    fleet.execute("beta", "heavy", f"cd /data; head -c {OWN_BYTES} /dev/urandom > fresh; rm f0000; mv small moved")
+    digest = fleet.execute("beta", "heavy", "sha256sum < /data/fresh")
+    fleet.control("heavy-1", "rollback")
+    fleet.wait_end("heavy-1", "rolled_back", timeout_seconds=600)
+    moved = carried(fleet, "heavy-1").bytes_moved
     print(f"rolled back {OWN_BYTES} bytes written on top of {GIGABYTES} GiB by moving {moved} bytes")
     assert OWN_BYTES <= moved < 1.1 * OWN_BYTES
-    assert fleet.execute("alpha", "vast", "sha256sum < /data/fresh") == digest
-    fleet.execute("alpha", "vast", "cd /data; [ ! -e f0000 ]; [ ! -e small ]; [ -s moved ]")
-    fleet.assert_sound("vast-1")
+    assert fleet.execute("alpha", "heavy", "sha256sum < /data/fresh") == digest
+    fleet.execute("alpha", "heavy", "cd /data; [ ! -e f0000 ]; [ ! -e small ]; [ -s moved ]")
+    fleet.assert_sound("heavy-1")

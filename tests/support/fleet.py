@@ -210,7 +210,8 @@ class Fleet:
         self.etcdctl("put", "--", self.keys.requests + migration, *empty, given=raw)
 
     def request(self, migration: str, container: str, source: str = "alpha", target: str = "beta", **more: Any) -> None:
-        """Ask for a migration, once both hosts are known."""
+        """Ask for a migration, once both hosts are known. A history stays, so each test needs names of its own."""
+        assert self.store.head(migration) is None, f"{migration} is the name of an earlier migration in this lab"
         self._migrations.append(migration)
         hosts = [self.keys.host(host) for host in (source, target)]
         wait_until(lambda: all(map(self.store.get, hosts)), f"{source} or {target} is not known", 20)
