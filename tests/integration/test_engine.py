@@ -580,7 +580,7 @@ def test_a_volume_with_mount_options_is_refused(dockerd: PrivateDockerd, engine:
     dockerd.docker("create", "--name", "original", "-v", "remote:/data", IMAGE)
     _, _, refusals = spec_of(engine, "original")
     assert len(refusals) == 1
-    assert "type=nfs" in refusals[0]
+    assert "of the type 'nfs'" in refusals[0]
 
 
 def test_the_specification_survives_its_file(dockerd: PrivateDockerd, engine: Engine, tmp_path: Path) -> None:
