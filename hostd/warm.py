@@ -20,6 +20,7 @@ from events.errors import CargoError, TransientError
 from hostd.engine import Engine
 from hostd.gate import Gate, left_gates
 from hostd.graft import Graft, GraftError, OciConfig, graft, read_config, why_not
+from hostd.neighbours import announce
 
 GATE_SECONDS = 20.0
 """How long a start may take to come to its gate; a cold one would take as long, and queue behind it."""
@@ -114,6 +115,8 @@ class WarmStart:
         else:
             self._refused = self._examine()
         self._arrived.set()
+        if not self._refused:
+            announce(self._examined()[0])
 
     def _examine(self) -> str:
         pid_file = self._gate.pid_file

@@ -14,6 +14,7 @@ from hostd.effects.mount_union import MountUnion
 from hostd.effects.open_layer import ensure_layer
 from hostd.effects.shared import require_shares
 from hostd.graft import Graft
+from hostd.neighbours import announce
 from hostd.spec import ContainerSpec, missing_ports, port_bindings
 from hostd.warm import settle_gate
 
@@ -39,6 +40,9 @@ class StartContainer(Effect):
             raise TransientError(f"Docker could not start the container: {error}") from error
         inspected = engine.inspect(container_id) or {}
         started = time.monotonic()
+        pid = int((inspected.get("State") or {}).get("Pid") or 0)
+        if pid and (problem := announce(pid)):
+            context.log.info("the container's neighbours were not told where it is", reason=problem)
         if missing := missing_ports(spec, inspected):
             engine.stop(container_id)
             _remove(context, container_id)

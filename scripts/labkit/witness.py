@@ -19,6 +19,7 @@ from typing import Protocol
 
 ANSWER_SECONDS = 1.0
 CONNECT_SECONDS = 0.25
+NUMBERS_SECONDS = 10.0
 LIST_KEY = b"witness"
 
 
@@ -156,7 +157,14 @@ class Witness:
 
     def numbers(self, address: str) -> list[int]:
         """All records that the service at ``address`` has. Raises OSError."""
-        session = self.connect(address, self.port)
+        deadline = time.monotonic() + NUMBERS_SECONDS
+        while True:
+            try:
+                session = self.connect(address, self.port)
+                break
+            except OSError:  # a service that has just started may have a packet lost on its way
+                if time.monotonic() > deadline:
+                    raise
         try:
             return session.numbers()
         finally:
