@@ -299,7 +299,10 @@ CASE = Case(
         "`rsync -a`, sync included. Outage is the time between the last answer here and the first answer there (of a restart: the longest between two "
         "answers) to a client outside of the hosts that asks every millisecond. *Idle*: the client only reads, so nothing changes. *Writing*: it writes all the time, and "
         "looks afterwards for every record that was acknowledged. *Warm* and *cold*: how the target starts the container. *All data there* ends with `fill_finished`; *verified and "
-        "released* with `completed`, when every byte has been read again on both hosts and compared."
+        "released* with `completed`, when every byte has been read again on both hosts and compared. Docker forwards a port "
+        "before the container answers for its address; a client that asks in between makes the kernel look for it in vain, and "
+        "again only a second later. Cargo announces the container, Docker does not: where a restart took more than a second, "
+        "one second of it is this."
     ),
     run=run,
     tables=tables,

@@ -35,15 +35,11 @@ To measure it again (root, Debian 12, two cores, 35 GB of disk), on a machine th
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    model = next(
-        (line.partition(":")[2].strip() for line in _text("/proc/cpuinfo").splitlines() if "model name" in line), "?"
-    )
     memory = next((int(line.split()[1]) for line in _text("/proc/meminfo").splitlines() if "MemTotal" in line), 0)
     return {
-        "processor": model,
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**20),
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "python": platform.python_version(),
         "load_at_start": os.getloadavg()[0],
     }
@@ -119,7 +115,7 @@ def page(cases: list[Case], figures: dict[str, Any]) -> str:
         scale = "" if kept["scale"] == "full" else f" with `--{kept['scale']}`, so with small data sets and few turns"
         parts.append(
             f"Recorded {kept['recorded_at'][:10]} at {kept['revision']}{scale}, in {kept['took_seconds']:.0f} s: {facts['cores']} cores "
-            f"({facts['processor']}), {facts['memory_gib']} GiB, Linux {facts['kernel']}, load {facts['load_at_start']:.1f} "
+            f"and {facts['memory_gib']} GiB, Linux {facts['kernel']}, load {facts['load_at_start']:.1f} "
             "when it began.\n"
         )
         parts += [markdown(table) + "\n" for table in case.tables(kept["result"])]
