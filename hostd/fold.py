@@ -114,11 +114,12 @@ def may_take_its_place(tree: Path, journal: Path) -> bool:
     return _inode(tree) == msgspec.msgpack.decode(journal.read_bytes(), type=_Swap).inode
 
 
-def write_durably(file: Path, content: bytes) -> None:
-    """Write a small private file so that after a crash it is either whole or absent."""
+def write_durably(file: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a small file, private by default, so that after a crash it is either whole or absent."""
     new = file.with_name(file.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        os.fchmod(descriptor, mode)  # whatever the umask is
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]

@@ -17,6 +17,8 @@ from pathlib import Path
 
 RUNTIME = "cargo"
 """The name under which dockerd knows the runtime."""
+PLAIN_RUNTIME = "runc"
+"""What it is behind its gate."""
 GATES = Path("/run/cargo/gates")
 """The runtime looks here; it knows no configuration. Root's alone, and gone with a reboot."""
 FIFO, PID_FILE, WAITING, SHUT = "start", "pidfile", "waiting", "shut"

@@ -16,17 +16,17 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import re
 import signal
 import struct
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from events.errors import TransientError
+from hostd.mounts import read_mountinfo
+from hostd.namespaces import CLONE_NEWNS, enter, in_own_thread
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -41,7 +41,6 @@ MOUNT_ATTR_RDONLY = 0x1
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
-CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
 WALL = 0x40000000
 PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_SINGLESTEP, PTRACE_DETACH = 12, 13, 9, 17
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
@@ -147,7 +146,7 @@ def graft(pid: int, grafts: Sequence[Graft], config: OciConfig) -> None:
             if read_only or _identity_in(root, one.destination) != _identity(os.stat(one.place)):
                 _put(pid, root, one, read_only=read_only)
         if any(_within(config.process.cwd, one.destination) for one in grafts):
-            _in_thread(lambda: _change_directory(pid, os.fsencode(config.process.cwd)))
+            in_own_thread(lambda: _change_directory(pid, os.fsencode(config.process.cwd)))
             if _identity(os.stat(f"/proc/{pid}/cwd")) != _identity_in(root, config.process.cwd):
                 raise GraftError("the process's working directory is not on the tree")
     except OSError as error:
@@ -177,7 +176,7 @@ def _put(pid: int, root: int, one: Graft, *, read_only: bool) -> None:
         namespace = _open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
         covering = _mounts_at(pid, one.destination)
         try:
-            _in_thread(lambda: _replace(namespace, root, one.destination, covering, tree))
+            in_own_thread(lambda: _replace(namespace, root, one.destination, covering, tree))
         finally:
             os.close(namespace)
         if _identity_in(root, one.destination) != _identity(os.stat(one.place)):
@@ -189,9 +188,7 @@ def _put(pid: int, root: int, one: Graft, *, read_only: bool) -> None:
 def _mounts_at(pid: int, destination: str) -> int:
     """How many mounts lie upon each other there, as the process sees it."""
     wanted = os.fsencode(destination.rstrip("/"))
-    points = [line.split(b" ")[4] for line in Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()]
-    plain = (re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), point) for point in points)
-    return sum(point == wanted for point in plain)
+    return sum(record.point == wanted for record in read_mountinfo(pid))
 
 
 def _replace(namespace: int, root: int, destination: str, covering: int, tree: int) -> None:
@@ -200,8 +197,7 @@ def _replace(namespace: int, root: int, destination: str, covering: int, tree: i
     What Docker mounted is taken away, not covered: it is the directory that was the mount's place before the tree took
     it, and when that is removed on the host, the kernel takes away whatever any namespace has mounted on it.
     """
-    _check(_libc.unshare(CLONE_FS), "leaving the shared file system view")
-    _check(_libc.setns(namespace, CLONE_NEWNS), "entering the container's mount namespace")
+    enter(namespace, CLONE_NEWNS)
     for _ in range(covering):
         where = _resolve(root, destination)
         try:
@@ -301,23 +297,6 @@ def _ptrace(request: int, thread: int, data: int) -> None:
 
 
 # --- system calls --------------------------------------------------------------------------------
-
-
-def _in_thread(act: Callable[[], None]) -> None:
-    """Run ``act`` in a thread that ends with it, and raise here what it raised."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            act()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="graft")
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
 
 
 def _open(path: str, flags: int) -> int:

@@ -24,7 +24,7 @@ from events.schema import Mount, PortBinding
 from hostd import mounts
 from hostd.docker_json import ContainerView, VolumeView, view
 from hostd.engine import Engine
-from hostd.shared_storage import SHARED_FILE_SYSTEMS, SharedPlace, find_shared
+from hostd.shared_storage import SHARED_FILE_SYSTEMS, find_shared
 from hostd.spec import MIGRATION_LABEL, data_mounts, port_bindings
 from hostd.spec_rules import source_findings
 
@@ -273,9 +273,10 @@ def _record(
     attached = find_shared(found_mounts, mine, shared.table, shared.kinds)
     found = source_findings(container, mine, attached, others)
     records = tuple(
-        _attached_record(mount, attached[mount.destination])
+        # A share is never measured: walking it takes its server's time, and may hang.
+        _mount_record(mount, file_system=attached[mount.destination].file_system)
         if mount.destination in attached
-        else _mount_record(mount, name, used, sizer)
+        else _mount_record(mount, **_measured(mount, name, used, sizer))
         for mount in found_mounts
     )
     policy = container.host_config.restart_policy
@@ -300,30 +301,24 @@ def _record(
     )
 
 
-def _mount_record(mount: Mount, container: str, used: list[Place], sizer: Sizer) -> MountRecord:
+def _mount_record(mount: Mount, **known: Any) -> MountRecord:
+    return MountRecord(
+        kind="bind" if mount.kind == "bind" else "volume",
+        name=mount.name,
+        destination=mount.destination,
+        tree=mount.tree,
+        read_only=mount.read_only,
+        **known,
+    )
+
+
+def _measured(mount: Mount, container: str, used: list[Place], sizer: Sizer) -> dict[str, Any]:
     size = sizer.size(mount.tree)
-    return MountRecord(
-        kind="bind" if mount.kind == "bind" else "volume",
-        name=mount.name,
-        destination=mount.destination,
-        tree=mount.tree,
-        read_only=mount.read_only,
-        size_bytes=size.size_bytes if size is not None else None,
-        files=size.files if size is not None else None,
-        shared_with=sharers(mount, container, used),
-    )
-
-
-def _attached_record(mount: Mount, place: SharedPlace) -> MountRecord:
-    """Never measured: walking a share takes its server's time, and may hang."""
-    return MountRecord(
-        kind="bind" if mount.kind == "bind" else "volume",
-        name=mount.name,
-        destination=mount.destination,
-        tree=mount.tree,
-        read_only=mount.read_only,
-        file_system=place.file_system,
-    )
+    return {
+        "size_bytes": size.size_bytes if size is not None else None,
+        "files": size.files if size is not None else None,
+        "shared_with": sharers(mount, container, used),
+    }
 
 
 def sharers(mount: Mount, container: str, used: Iterable[Place]) -> tuple[str, ...]:

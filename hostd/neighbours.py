@@ -9,20 +9,17 @@ It must never fail a start: without it a client waits a second longer, no more.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import socket
 import struct
-import threading
 
-CLONE_NEWNET = 0x40000000
+from hostd.namespaces import CLONE_NEWNET, enter, in_own_thread
+
 SIOCGIFADDR, SIOCGIFHWADDR = 0x8915, 0x8927
 ETHERNET_TYPE_ARP = 0x0806
 BROADCAST = b"\xff" * 6
 LOOPBACK = "lo"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def announce(pid: int) -> str:
@@ -30,18 +27,11 @@ def announce(pid: int) -> str:
 
     Returns "", or why it could not be done.
     """
-    problems: list[OSError] = []
-
-    def run() -> None:  # in a thread of its own, which never comes back from there
-        try:
-            _announce(pid)
-        except OSError as error:
-            problems.append(error)
-
-    thread = threading.Thread(target=run, name="announce")
-    thread.start()
-    thread.join()
-    return str(problems[0]) if problems else ""
+    try:
+        in_own_thread(lambda: _announce(pid))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _announce(pid: int) -> None:
@@ -49,8 +39,7 @@ def _announce(pid: int) -> None:
     try:
         if os.fstat(namespace).st_ino == os.stat("/proc/self/ns/net").st_ino:
             return  # the host's own network
-        if _libc.setns(namespace, CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "entering the container's network namespace")
+        enter(namespace, CLONE_NEWNET)
     finally:
         os.close(namespace)
     for _, name in socket.if_nameindex():

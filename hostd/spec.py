@@ -42,7 +42,7 @@ from hostd.docker_json import (
     section,
     view,
 )
-from hostd.gate import RUNTIME
+from hostd.gate import PLAIN_RUNTIME, RUNTIME
 from hostd.image_identity import identity_of
 from hostd.networks import BUILT_IN_NETWORKS, definition, network_names
 from hostd.shared_storage import SharedPlace
@@ -206,7 +206,7 @@ def from_inspect(
     host_config["PortBindings"] = _fixed_ports(container, found.warnings)
     host_config["PublishAllPorts"] = False
     if host_config.get("Runtime") == RUNTIME:  # the plain one behind a gate, which is this host's own affair
-        host_config["Runtime"] = "runc"
+        host_config["Runtime"] = PLAIN_RUNTIME
     host_config["VolumesFrom"] = None
     host_config["NetworkMode"] = _network_mode(container)
     _name_all_mounts(container, host_config)

@@ -39,7 +39,8 @@ class WarmStart:
         self._gate = Gate(container_id)
         self._refused = ""
         self._failed: CargoError | None = None
-        self._config: OciConfig | None = None
+        self._examined: tuple[int, OciConfig] | None = None
+        """The container's first process, and what it was made from; once it waits."""
         self._started = threading.Event()
         self._arrived = threading.Event()
 
@@ -59,10 +60,11 @@ class WarmStart:
         if not self._refused and (self._started.is_set() or not self._gate.waiting):
             # A start that Docker has given up (it may have died) must not be let go: nobody would know of the process.
             self._refused = str(self._failed or "the start did not come to its gate in time")
-        if not self._refused:
+        if not self._refused and self._examined is None:
+            self._refused = "the container was not looked at in time"
+        if not self._refused and self._examined is not None:
             try:
-                pid, config = self._examined()
-                graft(pid, grafts, config)
+                graft(self._examined[0], grafts, self._examined[1])
             except (GraftError, OSError, ValueError) as error:
                 self._refused = str(error)
         if self._refused:
@@ -91,12 +93,6 @@ class WarmStart:
         self._engine.starting.discard(self.container_id)
         self._gate.remove()
 
-    def _examined(self) -> tuple[int, OciConfig]:
-        pid_file = self._gate.pid_file
-        if pid_file is None or self._config is None:
-            raise GraftError("the container was not looked at in time")
-        return int(pid_file.read_text()), self._config
-
     def _start(self) -> None:
         try:
             self._engine.start(self.container_id, waits=True)
@@ -115,18 +111,18 @@ class WarmStart:
         else:
             self._refused = self._examine()
         self._arrived.set()
-        if not self._refused:
-            announce(self._examined()[0])
 
     def _examine(self) -> str:
         pid_file = self._gate.pid_file
         if pid_file is None:
             return "the runtime did not say where the container's first process is"
         try:
-            self._config = read_config(pid_file.parent)
-        except GraftError as error:
+            pid, config = int(pid_file.read_text()), read_config(pid_file.parent)
+        except (GraftError, OSError, ValueError) as error:
             return str(error)
-        return why_not(self._config, self._destinations)
+        self._examined = pid, config
+        announce(pid)  # while the gate is there for certain: whoever goes on may remove it
+        return why_not(config, self._destinations)
 
 
 def settle_gate(engine: Engine, container_id: str) -> bool:

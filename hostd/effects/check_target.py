@@ -53,7 +53,7 @@ class CheckTarget(Effect):
         reasons += port_problems(engine, prepared.ports)
         reasons += _volume_problems(context)
         reasons += _shared_problems(context, spec)
-        reasons += _space_problems(context)
+        reasons += _space_problems(context, info)
         reasons += _remote_problems(context)
         if reasons:
             raise RefusedError(reasons)
@@ -147,9 +147,9 @@ def _remote_problems(context: Context) -> list[str]:
     return [f"{context.host}: {problem}" for problem in problems if problem]
 
 
-def _space_problems(context: Context) -> list[str]:
+def _space_problems(context: Context, info: EngineInfo) -> list[str]:
     # A writable layer lies on the same file system as the volumes, by the place of its stage.
-    volumes = Path(context.bench.engine.info().data_root) / "volumes"
+    volumes = Path(info.data_root) / "volumes"
     mounts = context.view.source_prepared.mounts
     places = [(mount, bind_place(mount) if mount.kind == "bind" else volumes) for mount in mounts]
     try:

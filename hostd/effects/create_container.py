@@ -9,10 +9,8 @@ from hostd.effects.arrival import labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.fetch_spec import arriving_spec
 from hostd.fidelity import dropped, refusals
-from hostd.gate import RUNTIME
+from hostd.gate import PLAIN_RUNTIME, RUNTIME
 from hostd.spec import ContainerSpec, to_create_body
-
-PLAIN_RUNTIME = "runc"
 
 
 class CreateContainer(Effect):

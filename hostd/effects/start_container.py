@@ -41,7 +41,7 @@ class StartContainer(Effect):
         inspected = engine.inspect(container_id) or {}
         started = time.monotonic()
         pid = int((inspected.get("State") or {}).get("Pid") or 0)
-        if pid and (problem := announce(pid)):
+        if pid and why_cold and (problem := announce(pid)):  # at a gate it has been done
             context.log.info("the container's neighbours were not told where it is", reason=problem)
         if missing := missing_ports(spec, inspected):
             engine.stop(container_id)

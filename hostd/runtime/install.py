@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from hostd.fold import write_durably
 from hostd.gate import RUNTIME
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -63,7 +62,7 @@ def install(place: Path, configuration: Path) -> None:
     """Put the runtime to ``place`` and name it in ``configuration``. Raises OSError, ValueError."""
     settings = _read(configuration)
     place.parent.mkdir(parents=True, exist_ok=True)
-    _replace(place, WRAPPER.read_bytes(), 0o755)
+    write_durably(place, WRAPPER.read_bytes(), 0o755)
     settings.setdefault("runtimes", {})[RUNTIME] = {"path": str(place)}
     _write(configuration, settings)
 
@@ -101,17 +100,7 @@ def _read(configuration: Path) -> dict[str, Any]:
 def _write(configuration: Path, settings: dict[str, Any]) -> None:
     configuration.parent.mkdir(parents=True, exist_ok=True)
     mode = configuration.stat().st_mode & 0o777 if configuration.exists() else 0o644
-    _replace(configuration, (json.dumps(settings, indent=2) + "\n").encode(), mode)
-
-
-def _replace(place: Path, contents: bytes, mode: int) -> None:
-    fd, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-    with os.fdopen(fd, "wb") as file:
-        file.write(contents)
-        os.fchmod(file.fileno(), mode)
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.move(name, place)
+    write_durably(configuration, (json.dumps(settings, indent=2) + "\n").encode(), mode)
 
 
 if __name__ == "__main__":
