@@ -11,12 +11,14 @@ Pure: no I/O. Field names follow the Engine API, https://docs.docker.com/engine/
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from events.errors import PermanentError
 
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""Docker's numbers; Python's have no end, and arithmetic with fractions has."""
 MAX_NESTING = 64
 """Deeper JSON than this is not a description of a container."""
 
@@ -94,6 +96,15 @@ class HostConfigView(View, frozen=True, kw_only=True):
     devices: tuple[DeviceView, ...] | None = None
     device_requests: tuple[dict[str, Any], ...] | None = None
     security_opt: tuple[str, ...] | None = None
+    runtime: str | None = None
+    init: bool | None = None
+    cgroupns_mode: str | None = None
+    cgroup_parent: str | None = None
+    memory: Int64 | None = None
+    memory_swap: Int64 | None = None
+    nano_cpus: Int64 | None = None
+    cpuset_cpus: str | None = None
+    sysctls: dict[str, str] | None = None
 
 
 class ConfigView(View, frozen=True, kw_only=True):
@@ -201,7 +212,7 @@ def view(kind: type[_ViewT], raw: Mapping[str, Any], what: str) -> _ViewT:
     """``raw`` seen as ``kind``. Raises PermanentError, naming ``what``, when a type is not as documented."""
     try:
         return msgspec.convert(raw, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:
         raise PermanentError(
             f"Docker's description of {what} is not one that this version understands ({error}); nothing was changed"
         ) from error

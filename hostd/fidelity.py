@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from hostd.docker_json import HostConfigView, view
 from hostd.spec import ContainerSpec
 
+MAX_DIGITS = 10
+"""Of a processor's number."""
 NANO_CPUS = 1_000_000_000
 GPU_DRIVERS = ("", "nvidia")
 """Drivers of ``--gpus`` that Docker serves with NVIDIA's hook."""
@@ -85,8 +88,12 @@ class Target:
 
 
 def shortfalls(spec: ContainerSpec, target: Target) -> list[Shortfall]:
-    """Everything of ``spec`` that ``target`` cannot keep; empty when nothing was found."""
+    """Everything of ``spec`` that ``target`` cannot keep; empty when nothing was found.
+
+    Raises PermanentError when the specification, which another host wrote, has a wrong type where it matters.
+    """
     host = spec.host_config
+    view(HostConfigView, host, "the container")
     found: list[Shortfall] = []
     for part in (_runtime, _devices, _gpus, _log_driver, _security, _limits, _processors, _kernel):
         found += part(spec, host, target)
@@ -365,7 +372,7 @@ _WITH_WHICH = frozenset({"runtime", "device", "blkio", "log-driver", "apparmor",
 def _highest(cpus: str) -> int | None:
     """The highest number in a list such as ``0-2,7``; None for what is none."""
     numbers = [part for piece in cpus.split(",") for part in piece.split("-")]
-    if not all(part.strip().isascii() and part.strip().isdigit() for part in numbers):
+    if not all(part.strip().isascii() and part.strip().isdigit() and len(part) < MAX_DIGITS for part in numbers):
         return None
     return max(int(part) for part in numbers)
 

@@ -16,6 +16,8 @@ from events.errors import CargoError, PermanentError, TransientError
 from hostd.peer import Peer
 
 MAX_FILES_NAMED = 20
+_SSH_REFUSED = re.compile(r"Permission denied \([a-z]")
+"""With the ways of authentication in the brackets. rsync says the same of a file, with the number of the error there."""
 
 
 class HostKeyError(PermanentError):
@@ -65,8 +67,8 @@ def ssh_error(peer: Peer, stderr: str) -> CargoError:
             f"SECURITY: no pinned host key matches {where}. Nothing was transferred. Put the host's key, under the "
             f"name {peer.host}, into {peer.known_hosts}."
         )
-    refused = ("Permission denied (", "Too many authentication failures", "Load key", "no such identity")
-    if any(words in stderr for words in refused) or "UNPROTECTED PRIVATE KEY" in stderr:
+    refused = ("Too many authentication failures", "Load key", "no such identity", "UNPROTECTED PRIVATE KEY")
+    if _SSH_REFUSED.search(stderr) or any(words in stderr for words in refused):
         return AuthenticationError(
             f"{where} does not accept the key {peer.identity} for user {peer.user}: {last}. The data did not move; "
             "install the agent's public key there."
@@ -108,26 +110,24 @@ MAX_WORDS_CHARACTERS = 60_000
 """More than that may have been cut, and what was cut may have been something else."""
 
 
-_REPLACED = re.compile(r"get_acl: sys_acl_get_file\(.*, ACL_TYPE_DEFAULT\): Permission denied")
-"""A directory here became one of several names of a device there, as whiteouts of a layer are: rsync has replaced it,
-and then looks for the default ACL of a directory. That it is none is what libacl calls a permission denied."""
+_NO_DIRECTORY = re.compile(r"get_acl: sys_acl_get_file\(.*, ACL_TYPE_DEFAULT\): Permission denied")
+"""libacl's words for the default ACL of what is no directory. On the source, one was replaced just before rsync looked.
+Here, it became one of several names of a device there, as whiteouts of a layer are: rsync has replaced it already."""
 
 
-def only_vanished(stderr: str, *, layer: bool = False) -> bool:
+def only_vanished(stderr: str) -> bool:
     """Whether an exit with 23 means no more than that files went away, or became others, while they were looked at (D2).
-
-    ``layer``: or were replaced by a whiteout.
 
     rsync has a code of its own for that, but takes it only if the file was gone already when it was opened.
     """
     named = _RSYNC_FILE_ERROR.findall(stderr)
-    fine = all(_VANISHED.match(words) or (layer and _REPLACED.match(words)) for words in named)
+    fine = all(_VANISHED.match(words) or _NO_DIRECTORY.match(words) for words in named)
     return bool(named) and len(stderr) < MAX_WORDS_CHARACTERS and fine
 
 
 def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
     """The error that rsync's exit code and words mean: the rows D1 to D8 of the fault catalogue."""
-    if "Host key verification failed" in stderr or "Permission denied (" in stderr or "HAS CHANGED" in stderr:
+    if "Host key verification failed" in stderr or _SSH_REFUSED.search(stderr) or "HAS CHANGED" in stderr:
         return ssh_error(peer, stderr)
     files = _RSYNC_FILE_ERROR.findall(stderr)
     named = "; ".join(files[:MAX_FILES_NAMED])

@@ -343,9 +343,8 @@ class Transport:
             # After any error rsync deletes nothing any more, so a comparison of everything must do without.
             forgiving = live and not checksum and not single_file
             result = self._perform(
-                peer, command, lock=lock, live=live, forgiving=forgiving, layer=layer, on_progress=on_progress,
-                cancelled=cancelled,
-            )  # fmt: skip
+                peer, command, lock=lock, live=live, forgiving=forgiving, on_progress=on_progress, cancelled=cancelled
+            )
         if fsync:
             sync_filesystem(destination)
         return result
@@ -391,7 +390,6 @@ class Transport:
         lock: int | None,
         live: bool,
         forgiving: bool = False,
-        layer: bool = False,
         on_progress: Callable[[Progress], None] | None,
         cancelled: threading.Event | None,
     ) -> RsyncResult:
@@ -400,7 +398,7 @@ class Transport:
         watcher = OutputReader(on_progress)
         process.follow(watcher.feed, cancelled)
         vanished = process.returncode == 24 or (
-            forgiving and process.returncode == 23 and only_vanished(process.stderr, layer=layer)
+            forgiving and process.returncode == 23 and only_vanished(process.stderr)
         )
         if process.returncode != 0 and not (vanished and live):
             raise rsync_error(peer, process.returncode, process.stderr)

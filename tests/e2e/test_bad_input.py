@@ -198,10 +198,11 @@ def test_a_container_that_is_being_moved_is_not_moved_a_second_time(fleet: Fleet
 
 def test_the_same_request_put_again_and_again_makes_one_migration(fleet: Fleet) -> None:
     fleet.sleeper("once")
-    for _ in range(3):
-        fleet.request("once-1", "once")
-    fleet.wait_for("once-1", "prepare_ordered")
+    again = json.dumps({**GOOD, "container": "once"})
     fleet.request("once-1", "once")
+    fleet.put_request("once-1", again)
+    fleet.wait_for("once-1", "prepare_ordered")
+    fleet.put_request("once-1", again)
     fleet.wait_end("once-1", "completed")
     fleet.wait_for("once-1", "finalised")
     seq = len(fleet.events("once-1"))

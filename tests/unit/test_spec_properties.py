@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.errors import CargoError
-from hostd.fidelity import Target, dropped, shortfalls, stripped
+from hostd.fidelity import Shortfall, Target, dropped, shortfalls, stripped
 from hostd.inventory import Sizer, container_record
 from hostd.spec import data_mounts, decode_spec, encode_spec, from_inspect, port_bindings, to_create_body
 from hostd.spec_rules import target_problems
@@ -74,5 +74,7 @@ def test_a_damaged_description_never_crashes(raw: dict[str, Any], picture: dict[
         return
     assert json.loads(json.dumps(body))["HostConfig"]["RestartPolicy"] == {"Name": "no"}
     target_problems(spec, networks={"bridge": raw}, architecture="x86_64")
-    lacking = shortfalls(spec, Target(cpus=1, cgroup_driver="systemd", path_exists=lambda _path: False))
+    lacking: list[Shortfall] = []
+    with contextlib.suppress(CargoError):
+        lacking = shortfalls(spec, Target(cpus=1, cgroup_driver="systemd", path_exists=lambda _path: False))
     stripped(spec, [shortfall.name for shortfall in [*lacking, *dropped(body, raw)]])

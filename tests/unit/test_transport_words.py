@@ -181,6 +181,8 @@ GONE = "rsync: [sender] get_acl: sys_acl_get_file(a/b, ACL_TYPE_ACCESS): No such
         (GONE + 'rsync: [sender] send_files failed to open "/v/c": Is a directory (21)\n', True),
         ('rsync: [sender] send_files failed to open "/v/c": Too many levels of symbolic links (40)\n', True),
         ('rsync: [receiver] open "/v/c" failed: Is a directory (21)\n', False),
+        ("rsync: [sender] get_acl: sys_acl_get_file(a, ACL_TYPE_DEFAULT): Permission denied (13)\n", True),
+        ("rsync: [sender] get_acl: sys_acl_get_file(a, ACL_TYPE_ACCESS): Permission denied (13)\n", False),
         (GONE + 'rsync: [sender] send_files failed to open "/v/c": Permission denied (13)\n', False),
         ('rsync: [sender] change_dir "/v" failed: No such file or directory (2)\n', False),
         ('rsync: [receiver] mkstemp "/here/x" failed: No such file or directory (2)\n', False),
@@ -191,3 +193,12 @@ GONE = "rsync: [sender] get_acl: sys_acl_get_file(a/b, ACL_TYPE_ACCESS): No such
 def test_only_a_file_that_went_away_under_the_senders_eyes_is_no_failure(words: str, harmless: bool) -> None:
     """D2: and when it cannot be told, it is one."""
     assert only_vanished(words) == harmless
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_a_key_that_is_refused() -> None:
+    """C7, D4: both are called "Permission denied", one with the ways of authentication and one with a number."""
+    unreadable = rsync_error(PEER, 23, 'rsync: [sender] send_files failed to open "/v/c": Permission denied (13)\n')
+    assert type(unreadable) is PermanentError
+    assert "/v/c" in str(unreadable)
+    refused = rsync_error(PEER, 255, "root@alpha: Permission denied (publickey,password).")
+    assert isinstance(refused, AuthenticationError)
