@@ -217,6 +217,11 @@ def merged(outcomes: Outcomes) -> dict[str, Any]:
     return fields
 
 
+def warnings_of(outcomes: Outcomes) -> tuple[str, ...]:
+    """What the effects of a step want a person to know, in their order."""
+    return tuple(line for outcome in outcomes.values() for line in (outcome or {}).get("warnings", ()))
+
+
 def fields_for(data: type[Data], outcomes: Outcomes) -> dict[str, Any]:
     """Those of ``merged(outcomes)`` that the payload class ``data`` has."""
     return {name: value for name, value in merged(outcomes).items() if name in data.__struct_fields__}

@@ -28,7 +28,7 @@ from events.schema import (
     SourceStopped,
     SyncArmed,
 )
-from hostd.plan import Plan, Step, View, fields_for
+from hostd.plan import Plan, Step, View, fields_for, warnings_of
 
 _BEFORE_STOP = ("chosen", "preparing", "prepared", "packing", "arming", "armed", "stopping")
 _AFTER_CLAIM = ("yielded", "digesting", "digested", "releasing", "released", "kept")
@@ -102,7 +102,7 @@ TABLE = Table(
 
 
 def _prepared(_view: View, outcomes: Outcomes) -> Data:
-    return SourcePrepared(**fields_for(SourcePrepared, outcomes))
+    return SourcePrepared(**{**fields_for(SourcePrepared, outcomes), "warnings": warnings_of(outcomes)})
 
 
 def _packed(_view: View, outcomes: Outcomes) -> Data:

@@ -29,7 +29,7 @@ from events.schema import (
     TargetStopped,
     Verified,
 )
-from hostd.plan import Plan, Step, View, fields_for
+from hostd.plan import Plan, Step, View, fields_for, warnings_of
 
 _AFTER_CLAIM = (
     "starting",
@@ -135,8 +135,7 @@ def _prepared(_view: View, outcomes: Outcomes) -> Data:
     wanted = fields_for(ImageWanted, outcomes)
     if wanted:
         return ImageWanted(**wanted)
-    warnings = tuple(line for outcome in outcomes.values() for line in (outcome or {}).get("warnings", ()))
-    return TargetPrepared(**{**fields_for(TargetPrepared, outcomes), "warnings": warnings})
+    return TargetPrepared(**{**fields_for(TargetPrepared, outcomes), "warnings": warnings_of(outcomes)})
 
 
 def _synced(view: View, outcomes: Outcomes) -> Data:

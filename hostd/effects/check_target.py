@@ -22,6 +22,7 @@ from hostd.shared_storage import volume_problem
 from hostd.space import shortages
 from hostd.spec import ContainerSpec
 from hostd.spec_rules import target_problems
+from hostd.visibility import engine_pid, invisible_mounts
 
 PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/docker"
 """Where Docker finds its helpers."""
@@ -54,6 +55,7 @@ class CheckTarget(Effect):
         reasons += _volume_problems(context)
         reasons += _shared_problems(context, spec)
         reasons += _space_problems(context, info)
+        reasons += _mount_problems(context)
         reasons += _remote_problems(context)
         if reasons:
             raise RefusedError(reasons)
@@ -145,6 +147,13 @@ def _remote_problems(context: Context) -> list[str]:
         if export is not None and not mount.single_file and mount.kind != ROOTFS:
             problems.append(try_export(export, context.directory / "trial"))
     return [f"{context.host}: {problem}" for problem in problems if problem]
+
+
+def _mount_problems(context: Context) -> list[str]:
+    """O13: what is mounted here has to be there for the container, too."""
+    settings = context.bench.settings
+    problem = invisible_mounts(engine_pid(settings.docker_socket), settings.run_dir)
+    return [f"{context.host}: {problem}"] if problem else []
 
 
 def _space_problems(context: Context, info: EngineInfo) -> list[str]:

@@ -14,6 +14,7 @@ from hostd import mounts
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.shared import moving_mounts
 from hostd.entry import LAYER_MARKS
+from hostd.file_flags import Uncarried
 from hostd.inventory import TreeSize, measure_tree
 from hostd.layer import ROOTFS, is_whiteout, layer_entry, layer_obstacle
 from hostd.manifest import Entry, escape, unsupported, walk
@@ -32,13 +33,16 @@ class MeasureMounts(Effect):
     def run(self, context: Context) -> Outcome:
         measured = []
         reasons: list[str] = []
+        warnings: list[str] = []
         for mount in trees_of(context):
-            found, problems = _survey(context, mount)
+            with Uncarried(mount.tree) as uncarried:
+                found, problems = _survey(context, mount, uncarried)
+                warnings += uncarried.warnings(mount.destination)
             measured.append(found)
             reasons += problems
         if reasons:
             raise RefusedError(reasons)
-        return {"mounts": tuple(measured)}
+        return {"mounts": tuple(measured), "warnings": tuple(warnings)}
 
 
 def trees_of(context: Context) -> list[Mount]:
@@ -67,7 +71,7 @@ def trees_of(context: Context) -> list[Mount]:
     return [*found, Mount(kind=ROOTFS, name="", destination="/", tree=str(upper))]
 
 
-def _survey(context: Context, mount: Mount) -> tuple[Mount, list[str]]:
+def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount, list[str]]:
     tree = Path(mount.tree)
     problems = [
         f"{mount.destination}: {escape(below.point)} is a mount of its own inside of the data, which would not travel"
@@ -77,6 +81,7 @@ def _survey(context: Context, mount: Mount) -> tuple[Mount, list[str]]:
     linked: set[int] = set()
     for entry in walk(tree):
         context.check_cancelled()
+        uncarried.look(entry.path)
         if entry.link_group not in linked:  # several names of one file take its space once
             files += entry.kind == "f"
             size_bytes += entry.size

@@ -10,6 +10,7 @@ from tests.support.records import Mirror, append, history
 
 
 def test_a_follower_begins_with_what_is_there_and_goes_on_with_what_changes(bench: Bench) -> None:
+    """E33: a watch begins right after a revision that was read, never further ahead."""
     key = bench.keys.request("one")
     bench.store.put(key, b"1")
     bench.store.put(bench.keys.control("one"), b"not followed")
@@ -29,7 +30,7 @@ def test_a_follower_begins_with_what_is_there_and_goes_on_with_what_changes(benc
 
 
 def test_all_changes_of_one_revision_come_together(bench: Bench) -> None:
-    """B11: a transaction is never told in halves."""
+    """B11, E16: a transaction is never told in halves, so the next revision is where one goes on."""
     with bench.store.follow(bench.keys.migrations) as follower:
         follower.poll(10)
         append(bench.store, "m1", None)

@@ -108,6 +108,7 @@ def test_keys_go_when_their_lease_runs_out(bench: Bench) -> None:
 
 
 def test_a_refreshed_lease_outlives_its_ttl(bench: Bench) -> None:
+    """E21: which is the server's, whatever was asked for."""
     lease = bench.store.lease(1)
     bench.store.put(bench.keys.host("alpha"), b"here", lease)
     pause = threading.Event()
@@ -168,7 +169,7 @@ def test_two_candidates_lead_one_after_the_other(bench: Bench) -> None:
 
 
 def test_a_candidate_takes_over_when_the_leaders_lease_runs_out(bench: Bench) -> None:
-    """A1: the leader is gone without a word; what it still tries to append is refused."""
+    """A1, E22: the leader is gone without a word, or believes in a lease that has run out; what it appends is refused."""
     gone = Election(bench.store, bench.keys.leader, "gone", 1, background=False)
     guard = gone.attempt()
     assert guard is not None

@@ -118,10 +118,16 @@ def test_failpoints_that_cannot_be_understood_stop_a_daemon_before_it_begins(tmp
     assert "cannot understand the failpoint 'boom'" in said.stderr
 
 
+def command_of_the_child(process: subprocess.Popen[bytes]) -> list[bytes]:
+    [child] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+
+
 # --- an etcd of its own --------------------------------------------------------------------------------
 
 
 def test_without_an_endpoint_a_coordinator_runs_an_etcd_of_its_own_and_keeps_its_data(tmp_path: Path) -> None:
+    """E11: which compacts itself; etcd does not unless it is told to."""
     port = free_port()
     config, log = tmp_path / "own.cfg", tmp_path / "log"
     ports = f"client_port = {port}\npeer_port = {free_port()}\n"
@@ -132,6 +138,7 @@ def test_without_an_endpoint_a_coordinator_runs_an_etcd_of_its_own_and_keeps_its
             wait_until(lambda: etcd_answers("127.0.0.1", port), "no etcd comes up", 20)
             wait_until(lambda: store.get(store.keys.leader) is not None, "it does not lead", 20)
             assert "running an embedded etcd" in log.read_text()
+            assert b"--auto-compaction-retention" in command_of_the_child(child)
             store.put(store.keys.requests + "wrong", b"nonsense")
             wait_until(lambda: bool(store.read("wrong")), "the request is not answered", 10)
             assert ended(child) == 0

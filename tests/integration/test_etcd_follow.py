@@ -37,7 +37,7 @@ def put_by_another_process(etcd: EtcdCluster, key: str, value: str) -> None:
 
 
 def test_nothing_is_lost_or_repeated_when_etcd_is_killed_and_started_again(etcd: EtcdCluster, store: EtcdStore) -> None:
-    """B1: another process appends before the follower is back."""
+    """B1, E16: another process appends before the follower is back."""
     with store.follow(store.keys.requests) as follower:
         mirror = Mirror(follower)
         mirror.take_one()

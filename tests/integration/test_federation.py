@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,26 +19,6 @@ from hostd.manifest import observe
 from tests.support.unions import Link, Snapshot, Stand, differences, dirty, overlay_marks, snapshot, wait_for
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    link = Link()
-    try:
-        yield link
-    finally:
-        link.close()
-
-
-@pytest.fixture
-def stand(link: Link) -> Iterator[Stand]:
-    stand = Stand(link)
-    try:
-        yield stand
-    finally:
-        link.sshd.stop()
-        link.sshd.start()
-        stand.close()
 
 
 def plant(tree: Path) -> None:

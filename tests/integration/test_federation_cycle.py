@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ FIRST_SEED = int(os.environ.get("CARGO_UNION_FIRST_SEED", "0"))
 PER_TEST = 6
 BLURRED = frozenset({"mtime"})
 """What two equal changes to two trees cannot have in common."""
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    link = Link()
-    try:
-        yield link
-    finally:
-        link.close()
 
 
 @pytest.mark.parametrize("start", range(FIRST_SEED, FIRST_SEED + SEEDS, PER_TEST))

@@ -103,15 +103,6 @@ def _layer(overlay: Overlay) -> Iterator[Entry]:
     return map(layer_entry, walk(overlay.upper, digest=True))
 
 
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    made = Link()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
 def bench(link: Link) -> Iterator[Bench]:
     made = Bench(link)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,6 @@ LONG_SEEDS = int(os.environ.get("CARGO_MIGRATION_SEEDS", "320"))
 ROUNDS = 3
 STALL_SECONDS = 20
 """rsync's sender hangs in a FIFO that took a file's place while it looked. docs/limits.md says what follows."""
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    link = Link()
-    try:
-        yield link
-    finally:
-        link.close()
 
 
 @pytest.mark.parametrize("seed", range(6))

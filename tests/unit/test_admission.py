@@ -80,10 +80,12 @@ def test_an_illegal_id_is_rejected(key: str) -> None:
 
 
 def test_source_and_target_must_differ() -> None:
+    """F3: before anything is asked of a host."""
     assert "must differ" in reasons({**GOOD, "target": "alpha"})
 
 
 def test_unknown_and_silent_hosts_are_named_with_those_that_are_there() -> None:
+    """F3: before anything is asked of a host."""
     text = reasons({**GOOD, "target": "gamma"})
     assert "'gamma'" in text
     assert "alpha, beta" in text

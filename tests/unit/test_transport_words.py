@@ -75,7 +75,7 @@ def test_broken_streams_and_killed_processes_are_tried_again(code: int) -> None:
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 25, 124, 125, 126, 127])
 def test_configuration_errors_are_permanent_and_say_what_is_missing(code: int) -> None:
-    """D5, D7, D8: no repetition mends a missing rsync or a protocol that does not fit."""
+    """C11, D5, D7, D8: no repetition mends a missing rsync or a protocol that does not fit."""
     error = rsync_error(PEER, code, "bash: rsync: command not found")
     assert isinstance(error, PermanentError)
     assert f"exit {code}" in str(error)
