@@ -88,8 +88,9 @@ def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount
         if entry.link_group:
             linked.add(entry.link_group)
         if len(problems) < MAX_REASONS:
-            found = dict.fromkeys(_layer_problems(entry) if mount.kind == ROOTFS else _problems(entry))
-            problems += [f"{mount.destination}: {why}" for why in found]
+            found = _layer_problems(entry) if mount.kind == ROOTFS else _problems(entry)
+            # What is deep below one long path is the same sentence again and again.
+            problems = list(dict.fromkeys([*problems, *(f"{mount.destination}: {why}" for why in found)]))
     on_disk = measure_tree(mount.tree, context.cancelled.is_set) or TreeSize(0, 0)
     measured = msgspec.structs.replace(
         mount,

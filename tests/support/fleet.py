@@ -177,22 +177,26 @@ class Fleet:
         """Whether there is a volume of that name."""
         return any(known.name == name for known in self.docker[host].volumes.list())
 
-    def describe(self, host: str, *trees: str) -> list[list[Entry]]:
+    def describe(self, host: str, *trees: str, timeout_seconds: float = 120) -> list[list[Entry]]:
         """Complete descriptions of ``trees`` as seen on the host, digests of contents included."""
         where = self.lab.host(host)
         directory = f"/tmp/trees-{os.getpid()}-{time.monotonic_ns()}"
         outside = where.path(directory)
         outside.mkdir()
         try:
-            where.run([where.python, "-c", _DUMP, directory, *trees], env={"PYTHONPATH": where.python_path})
+            line = [where.python, "-c", _DUMP, directory, *trees]
+            where.run(line, env={"PYTHONPATH": where.python_path}, timeout_seconds=timeout_seconds)
             return [list(read_manifest(outside / str(number))) for number in range(len(trees))]
         finally:
             shutil.rmtree(outside)
 
-    def describe_seen(self, host: str, name: str, *destinations: str) -> list[list[Entry]]:
+    def describe_seen(
+        self, host: str, name: str, *destinations: str, timeout_seconds: float = 120
+    ) -> list[list[Entry]]:
         """The same, of what the running container sees there: through its own mounts."""
         pid = self.present(host, name).attrs["State"]["Pid"]
-        return self.describe(host, *(f"/proc/{pid}/root{destination}" for destination in destinations))
+        trees = [f"/proc/{pid}/root{destination}" for destination in destinations]
+        return self.describe(host, *trees, timeout_seconds=timeout_seconds)
 
     # --- asking -------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,7 +127,7 @@ class Guest:
 @contextmanager
 def booted(directory: Path, net: Net) -> Iterator[Guest]:
     """A guest on ``net`` with the target's address, ready for orders."""
-    version = next((KERNEL / "lib/modules").iterdir()).name
+    version = kernel_version()
     initramfs, disk = _initramfs(directory, version), _disk(directory)
     wire, console = directory / "wire", directory / "console"
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]
@@ -162,16 +162,42 @@ def _connected(wire: Path, process: subprocess.Popen[bytes]) -> socket.socket:
 
 
 def _initramfs(directory: Path, version: str) -> Path:
+    return made_initramfs(
+        directory,
+        version,
+        MODULES,
+        [
+            "/bin/busybox mount -t proc proc /root/proc",
+            "/bin/busybox mount -t sysfs sys /root/sys",
+            "/bin/busybox mount -t devtmpfs dev /root/dev",
+            "/bin/busybox mount -t tmpfs run /root/run",
+            "/bin/busybox ip link set lo up",
+            "/bin/busybox ip link set eth0 up",
+            f"/bin/busybox ip addr add {Net.TARGET}/24 dev eth0",
+            "export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 PYTHONPATH=/project:/packages",
+            f"exec /bin/busybox chroot /root {_python()} -m tests.support.guest_agent",
+        ],
+    )
+
+
+def kernel_version() -> str:
+    """Of the guest's kernel, with its modules' dependencies known."""
+    version = next((KERNEL / "lib/modules").iterdir()).name
+    if not (KERNEL / "lib/modules" / version / "modules.dep").exists():
+        subprocess.run(["depmod", "-b", str(KERNEL), version], check=True)
+    return version
+
+
+def made_initramfs(directory: Path, version: str, modules: Sequence[str], then: Sequence[str]) -> Path:
+    """Loads ``modules``, mounts the disk at /root, and goes on with the lines of ``then``."""
     root = directory / "initramfs"
     for name in ("bin", "m", "proc", "sys", "dev", "root"):
         (root / name).mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "/bin/busybox", root / "bin/busybox")
     base = KERNEL / "lib/modules" / version
-    if not (base / "modules.dep").exists():
-        subprocess.run(["depmod", "-b", str(KERNEL), version], check=True)
     needs = dict(line.split(":", 1) for line in (base / "modules.dep").read_text().splitlines())
     order: list[str] = []
-    for module in MODULES:
+    for module in modules:
         place = next(path for path in needs if path.endswith(f"/{module}.ko"))
         order += [path for path in (*reversed(needs[place].split()), place) if path not in order]
     for path in order:
@@ -182,15 +208,7 @@ def _initramfs(directory: Path, version: str) -> Path:
         "/bin/busybox mount -t devtmpfs dev /dev",
         *(f"/bin/busybox insmod /m/{Path(path).name}" for path in order),
         "/bin/busybox mount -t ext4 /dev/vda /root",
-        "/bin/busybox mount -t proc proc /root/proc",
-        "/bin/busybox mount -t sysfs sys /root/sys",
-        "/bin/busybox mount -t devtmpfs dev /root/dev",
-        "/bin/busybox mount -t tmpfs run /root/run",
-        "/bin/busybox ip link set lo up",
-        "/bin/busybox ip link set eth0 up",
-        f"/bin/busybox ip addr add {Net.TARGET}/24 dev eth0",
-        "export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 PYTHONPATH=/project:/packages",
-        f"exec /bin/busybox chroot /root {_python()} -m tests.support.guest_agent",
+        *then,
     ]
     (root / "init").write_text("\n".join(lines) + "\n")
     (root / "init").chmod(0o755)

@@ -1,0 +1,216 @@
+"""A lab host with a kernel of its own: a virtual machine on the lab's network, with dockerd, sshd and the agent on it.
+
+For what the kernel of this machine may lack, above all an NFS client. QEMU without acceleration, Debian's cloud kernel
+(``scripts/setup --guest`` brings both), and a disk made from the lab's Debian 13 tree, the kernel's modules and the
+project. To the coordinator and the other hosts it is a host like any other; tests reach it by ssh from one of those.
+What it must never do: outlive the test. Everything lies in a temporary directory, and its cable ends with the process.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hostd.manifest import Entry, decode_manifest
+from labkit import Lab, roots
+from labkit.errors import CommandFailedError, LabError
+from labkit.network import BRIDGE, hardware_address, ip_batch
+from labkit.process import MARK, clean_environment
+from labkit.spec import REPOSITORY, HostSpec
+from labkit.trust import SSH_DIRECTORY, without_locked_root, write_trust
+from labkit.waiting import wait_until
+from tests.support.guest import KERNEL, kernel_version, made_initramfs
+
+NAME = "gamma"
+DISK_MIB = 2500
+MEMORY_MIB = 1536
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "nfsv4", "overlay", "fuse", "bridge", "veth")
+BOOT_SECONDS = 600.0
+"""Until the agent has registered: half a minute on an idle machine. Without acceleration every other load tells."""
+COMMAND_SECONDS = 300.0
+DAEMON_JSON = '{"hosts": ["unix:///run/docker.sock"], "storage-driver": "overlay2"}\n'
+MAIN = """#!/bin/sh
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs run /run
+mount -t tmpfs tmp /tmp
+mount -t cgroup2 cgroup /sys/fs/cgroup
+hostname {name}
+ip link set lo up
+ip link set eth0 up
+ip addr add {address}/24 dev eth0
+ip route add default via {gateway}
+mkdir -p -m 700 /run/sshd /run/cargo /var/lib/cargo
+/usr/sbin/sshd -f {ssh}/sshd_config -E /var/log/sshd.log
+dockerd > /var/log/dockerd.log 2>&1 &
+until docker version > /dev/null 2>&1; do sleep 1; done
+cd /project
+PYTHONPATH=/project:/{library} python3 -m hostd.main -c /etc/cargo/hostd.cfg > /var/log/hostd.log 2>&1 &
+while :; do wait; sleep 1; done
+"""
+_DUMP = """if 1:
+    import sys
+    from pathlib import Path
+    from hostd.manifest import walk, write_manifest
+    write_manifest(Path(sys.argv[1]), walk(Path(sys.argv[2]), digest=True))
+"""
+
+
+@dataclass
+class GuestHost:
+    """The running machine."""
+
+    lab: Lab
+    spec: HostSpec
+    console: Path
+
+    def run(self, argv: Sequence[str], *, check: bool = True, timeout_seconds: float = COMMAND_SECONDS) -> str:
+        """What a command on it says, by ssh from the first host. Raises CommandFailedError when ``check``."""
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={SSH_DIRECTORY}/known_hosts"]
+        line = ["ssh", "-i", f"{SSH_DIRECTORY}/id_ed25519", "-o", "ConnectTimeout=60"]
+        line += [word for option in options for word in ("-o", option)]
+        line += [f"root@{self.spec.address}", shlex.join(argv)]
+        done = self.lab.hosts[0].run(line, check=check, timeout_seconds=timeout_seconds)
+        return str(done.stdout)
+
+    def shell(self, script: str, *, check: bool = True) -> str:
+        """The same, of a shell."""
+        return self.run(["sh", "-ec", script], check=check)
+
+    def execute(self, container: str, script: str) -> str:
+        """What a shell in a container on it says."""
+        return self.run(["docker", "exec", container, "sh", "-ec", script])
+
+    def running(self, container: str) -> bool:
+        """Whether a container of that name runs there."""
+        said = self.run(["docker", "inspect", "-f", "{{.State.Running}}", container], check=False)
+        return said.strip() == "true"
+
+    def mounts(self) -> list[str]:
+        """Kinds and points of what the product mounts."""
+        lines = [line.split(" ") for line in self.run(["cat", "/proc/mounts"]).splitlines()]
+        kinds = ("nfs4", "fuse.sshfs", "fuse.cargo")
+        return [f"{words[2]} {words[1]}" for words in lines if words[2] in kinds or "cargo-union" in words[0]]
+
+    def describe(self, tree: str) -> list[Entry]:
+        """A complete description of a tree there, digests of contents included."""
+        file = f"/tmp/tree-{time.monotonic_ns()}"
+        path = f"/project:/{roots.LIBRARY}"
+        self.run(["env", f"PYTHONPATH={path}", "python3", "-c", _DUMP, file, tree])
+        raw = base64.b64decode(self.run(["base64", file]))
+        self.run(["rm", file])
+        return list(decode_manifest(raw))
+
+    def describe_seen(self, container: str, destination: str) -> list[Entry]:
+        """The same, of what a running container sees."""
+        pid = self.run(["docker", "inspect", "-f", "{{.State.Pid}}", container]).strip()
+        return self.describe(f"/proc/{pid}/root{destination}")
+
+    def link(self, *, up: bool) -> None:
+        """Plug or unplug its cable."""
+        ip_batch([f"link set {NAME} {'up' if up else 'down'}"], inside=self.lab._hub.pid)
+
+    def logs(self) -> str:
+        """The ends of its console and daemons' logs, for a failing test."""
+        console = self.console.read_text(errors="replace")[-3000:] if self.console.exists() else ""
+        with suppress(LabError):
+            console += self.shell("tail -n 40 /var/log/dockerd.log /var/log/hostd.log", check=False)
+        return console
+
+
+@contextmanager
+def booted_host(lab: Lab, directory: Path) -> Iterator[GuestHost]:
+    """The machine as host ``gamma`` of a lab that is up; returns when its agent has registered."""
+    spec = HostSpec(NAME, f"{lab.spec.subnet}.9")
+    write_trust(replace(lab.spec, hosts=(*lab.spec.hosts, spec)))
+    version = kernel_version()
+    disk = _disk(lab, spec, directory, version)
+    initramfs = made_initramfs(
+        directory,
+        version,
+        MODULES,
+        ["/bin/busybox umount /proc /dev", "exec /bin/busybox switch_root /root /sbin/lab-init"],
+    )
+    hub = lab._hub.pid
+    assert hub is not None
+    ip_batch([f"tuntap add {NAME} mode tap", f"link set {NAME} master {BRIDGE}", f"link set {NAME} up"], inside=hub)
+    console = directory / "console"
+    command = ["nsenter", "-t", str(hub), "-n", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"]
+    command += ["-smp", "2", "-m", str(MEMORY_MIB), "-nodefaults", "-no-reboot", "-display", "none"]
+    command += ["-kernel", str(KERNEL / f"boot/vmlinuz-{version}"), "-initrd", str(initramfs)]
+    command += ["-append", "console=ttyS0 panic=-1 quiet mitigations=off"]
+    command += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
+    command += ["-netdev", f"tap,id=n0,ifname={NAME},script=no,downscript=no"]
+    command += ["-device", f"virtio-net-pci,netdev=n0,mac={hardware_address(spec.address)}"]
+    command += ["-serial", f"file:{console}"]
+    environment = clean_environment() | {MARK: str(lab.root)}  # so that `lab down` finds it, too
+    process = subprocess.Popen(command, env=environment)
+    guest = GuestHost(lab, spec, console)
+    try:
+        _wait_registered(lab, guest, process)
+        yield guest
+    finally:
+        process.kill()
+        process.wait()
+        ip_batch([f"link del {NAME}"], inside=hub)
+
+
+def _wait_registered(lab: Lab, guest: GuestHost, process: subprocess.Popen[bytes]) -> None:
+    def registered() -> bool:
+        assert process.poll() is None, f"QEMU has ended\n{guest.logs()}"
+        line = ["etcdctl", "--endpoints", lab.etcd.endpoints, "get", f"/cargo/hosts/{NAME}"]
+        return bool(
+            subprocess.run(
+                line, env={**clean_environment(), "ETCDCTL_API": "3"}, capture_output=True, check=False
+            ).stdout
+        )
+
+    try:
+        wait_until(registered, "the guest's agent does not register", BOOT_SECONDS)
+    except (TimeoutError, LabError, AssertionError) as error:
+        raise AssertionError(f"{error}\n{guest.logs()}") from error
+
+
+def _disk(lab: Lab, spec: HostSpec, directory: Path, version: str) -> Path:
+    """An ext4 image of everything."""
+    python, base = roots.layers("debian13")
+    root = directory / "root"
+    subprocess.run(["cp", "-a", str(base), str(root)], check=True)
+    shutil.copytree(python / roots.LIBRARY, root / roots.LIBRARY, symlinks=True, dirs_exist_ok=True)
+    skip = shutil.ignore_patterns("__pycache__")
+    for package in ("hostd", "events"):
+        shutil.copytree(REPOSITORY / package, root / "project" / package, ignore=skip)
+    modules = root / "usr/lib/modules" / version
+    shutil.copytree(KERNEL / "lib/modules" / version, modules, symlinks=True, dirs_exist_ok=True)
+    etc = root / "etc"
+    shutil.copytree(lab.spec.host_directory(spec.name) / "etc/cargo", etc / "cargo", dirs_exist_ok=True)
+    (etc / "docker").mkdir(exist_ok=True)
+    (etc / "docker/daemon.json").write_text(DAEMON_JSON)
+    (etc / "shadow").write_text(without_locked_root((etc / "shadow").read_text()))
+    (etc / "hosts").write_text(f"127.0.0.1 localhost\n{spec.address} {spec.name}\n")
+    main = root / "usr/sbin/lab-init"
+    main.write_text(
+        MAIN.format(
+            name=spec.name, address=spec.address, gateway=lab.spec.gateway, ssh=SSH_DIRECTORY, library=roots.LIBRARY
+        )
+    )
+    main.chmod(0o755)
+    disk = directory / "disk.img"
+    command = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", str(root), str(disk), f"{DISK_MIB}M"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        raise CommandFailedError(command, error.returncode, error.stdout, error.stderr) from error
+    shutil.rmtree(root)
+    return disk
