@@ -380,7 +380,11 @@ class _Placement:
         return wrong
 
     def _settle(self, names: list[Entry], *, distrust: bool) -> None:
-        """Make all names of one inode what they should be: the first is settled, the others linked to it."""
+        """Make all names of one inode what they should be: the first is settled, the others linked to it.
+
+        One that is stale goes first, if there is any: it is under this name that the contents will come.
+        """
+        names = sorted(names, key=lambda entry: not entry.stale)
         first = names[0]
         kept = None if distrust else self._usable(names)
         if kept is None:

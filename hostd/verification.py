@@ -188,22 +188,39 @@ def verify(manifest: Path, union: Union, *, check: Callable[[], None] = lambda: 
     return found
 
 
-def changed_entries(union: Union, directory: Path) -> Iterator[Entry]:
-    """Every entry of the tree as the container left it; ``stale`` where it changed the contents itself.
+def changed_entries(union: Union, directory: Path, source: Path | None = None) -> Iterator[Entry]:
+    """Every entry of the tree as the container left it; ``stale`` where its contents have to be carried.
 
-    For going back: only what is stale has to be carried. Raises PermanentError when the tree cannot be read.
+    For going back. An inode that is younger than the mount may be the container's work, or that of the fold, which moves
+    files; ``source``, the manifest of the frozen source with digests, tells those from each other by contents.
+    Raises PermanentError when the tree or the manifest cannot be read.
     """
     tree = _Tree(union, evidence_directory(union, directory))
     if union.single_file:
         for entry in walk(tree.root):
             yield msgspec.structs.replace(entry, stale=tree.root.lstat().st_ctime_ns > tree.since_ns)
         return
+    known = read_manifest(source) if source is not None else iter(())
     with Beneath(tree.root) as inside:
-        for entry in walk(tree.root):
+        for before, entry in _merged(known, walk(tree.root)):
+            if entry is None:
+                continue
             without = msgspec.structs.replace(_without_marks(entry), link_group=entry.link_group)
             plain = layer_entry(entry) if union.layer else without
             stale = entry.kind == "f" and entry.size > 0 and tree.changed(inside, entry.path)
+            stale = stale and not (before is not None and _lies_there_already(tree, before, entry))
             yield msgspec.structs.replace(plain, stale=stale)
+
+
+def _lies_there_already(tree: _Tree, before: Entry, entry: Entry) -> bool:
+    """Whether the source has these very contents under this name.
+
+    Not asked of files with several names, here or there: which inode a name belongs to counts, too.
+    """
+    alone = before.kind == "f" and not before.link_group and not entry.link_group
+    if not alone or before.size != entry.size or not before.digest:
+        return False
+    return _digest(_contents(tree, entry)) == before.digest
 
 
 def _batched(agreed: Iterator[tuple[Entry, bytes]]) -> Iterator[_Agreed]:

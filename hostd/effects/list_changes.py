@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from events.schema import DirtyManifest, RollbackOrdered
+from events.schema import DirtyManifest, RollbackOrdered, SourceDigested
 from hostd.effects.arrival import Arrival, arrivals
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.manifests import here_already
 from hostd.manifest import Entry, write_manifest
 from hostd.verification import changed_entries
 
 
 class ListChanges(Effect):
-    """The whole tree by name and metadata; contents only where the inode changed after the mount."""
+    """The whole tree by name and metadata; contents only of what is not on the source under the same name already."""
 
     name: ClassVar[str] = "list_changes"
 
@@ -36,7 +37,7 @@ class ListChanges(Effect):
 
         def counted() -> Iterator[Entry]:
             nonlocal files, size_bytes
-            for entry in changed_entries(arrival.union, context.directory):
+            for entry in changed_entries(arrival.union, context.directory, _digests(context, arrival)):
                 context.check_cancelled()
                 files += entry.stale
                 size_bytes += entry.size if entry.stale else 0
@@ -50,6 +51,16 @@ class ListChanges(Effect):
             stale_bytes=size_bytes,
             everything=True,
         )
+
+
+def _digests(context: Context, arrival: Arrival) -> Path | None:
+    """The source's own description of the tree, if it was brought here for the comparison and is whole."""
+    digested = context.view.facts.get("source_digested")
+    trees = digested.trees if isinstance(digested, SourceDigested) else ()
+    for tree in trees:
+        if tree.destination == arrival.mount.destination:
+            return here_already(context, tree.manifest)
+    return None
 
 
 def _root(arrival: Arrival) -> Path:

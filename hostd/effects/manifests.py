@@ -39,10 +39,24 @@ def fetched(context: Context, reference: FileRef) -> Path:
 def fetched_from(context: Context, peer: Peer, reference: FileRef) -> Path:
     """The file of ``peer`` that ``reference`` names, brought here if it is not here yet."""
     context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = context.directory / f"{reference.sha256}.manifest"
+    file = _place_of(context, reference)
     if not file.exists():
         context.bench.transport.fetch(peer, reference, file, cancelled=context.cancelled)
     return file
+
+
+def here_already(context: Context, reference: FileRef) -> Path | None:
+    """The same, only if it was brought here before and is still what it was."""
+    file = _place_of(context, reference)
+    if not file.exists():
+        return None
+    with file.open("rb") as opened:
+        whole = hashlib.file_digest(opened, "sha256").hexdigest() == reference.sha256
+    return file if whole else None
+
+
+def _place_of(context: Context, reference: FileRef) -> Path:
+    return context.directory / f"{reference.sha256}.manifest"
 
 
 def _unpacked(dirty: DirtyManifest) -> bytes:

@@ -67,6 +67,35 @@ def test_a_container_is_on_its_source_again_exactly_as_it_was_configured(fleet: 
     fleet.assert_sound("shop-1")
 
 
+def test_after_the_fold_only_what_the_container_wrote_is_carried_home(fleet: Fleet) -> None:
+    """P12: the fold moves files and so touches them; the source's digests tell that from a write."""
+    place = fleet.volume("alpha", "folded-data")
+    (place / "calm").write_bytes(os.urandom(MEGABYTE))
+    fleet.sleeper("folded", volumes={"folded-data": {"bind": "/data"}})
+    fleet.failpoints("hostd/alpha", "source.disarm_restart:before_effect=pause")
+    since = fleet.log_size("alpha.hostd")
+    fleet.request("folded-1", "folded")
+    fleet.wait_step("alpha.hostd", '"point": "source.disarm_restart:before_effect"', since)
+    fleet.execute(
+        "alpha", "folded", "head -c 8000000 /dev/urandom > /data/late; head -c 3000000 /dev/urandom > /data/more"
+    )
+    digest = fleet.execute("alpha", "folded", "sha256sum < /data/late")
+    fleet.failpoints("hostd/alpha", "")
+    fleet.wait_end("folded-1", "completed")
+    fleet.control("folded-1", "finalise")
+    fleet.wait_for("folded-1", "finalised")
+    fleet.execute(
+        "beta", "folded", "echo written > /data/fresh; chmod 600 /data/late; echo over | dd of=/data/more conv=notrunc"
+    )
+    fleet.control("folded-1", "rollback")
+    fleet.wait_end("folded-1", "rolled_back")
+    assert carried(fleet, "folded-1").files == 2, "the one that is new and the one that was written to"
+    assert fleet.execute("alpha", "folded", "cat /data/fresh; head -n 1 /data/more") == "written\nover\n"
+    assert fleet.execute("alpha", "folded", "sha256sum < /data/late") == digest
+    assert (place / "late").stat().st_mode & 0o777 == 0o600
+    fleet.assert_sound("folded-1")
+
+
 def _remove_networks(fleet: Fleet) -> None:
     for client in fleet.docker.values():
         for found in client.networks.list(names=["shop-net"]):

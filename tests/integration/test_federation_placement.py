@@ -199,6 +199,23 @@ def test_names_of_one_stale_file_stay_one_file(bench: Bench) -> None:
     assert (bench.upper / "leaves").stat().st_ino not in inodes
 
 
+def test_of_several_names_the_contents_come_under_the_one_that_is_stale(bench: Bench) -> None:
+    """D15: going back, a directory that was renamed is new here, and the file's other name in another one is not."""
+    for name in ("a", "c"):
+        (bench.source / name).mkdir(parents=True)
+    (bench.source / "a" / "one").write_bytes(b"one file")
+    (bench.source / "c" / "two").hardlink_to(bench.source / "a" / "one")
+    bench.copied()
+    (bench.upper / "c").rename(bench.upper / "b")
+    entries = [
+        msgspec.structs.replace(entry, stale=path == b"c/two", digest=b"")
+        for path, entry in snapshot(bench.source).items()
+    ]
+    applied = bench.apply(entries, everything=True)
+    assert [holder.path for holder in applied.placeholders] == [b"c/two"]
+    assert bench.differences() == []
+
+
 def test_changing_one_of_two_files_that_were_one_does_not_change_the_other(bench: Bench) -> None:
     """The copy still ties names together that the source has parted without changing contents."""
     bench.source.mkdir()

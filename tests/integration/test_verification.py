@@ -169,3 +169,29 @@ def test_the_evidence_outlives_the_stage(move: Move, tmp_path: Path) -> None:
     (move.union.place / "a/two").write_bytes(b"new")
     stale = {entry.path for entry in changed_entries(move.union, tmp_path / "kept") if entry.stale}
     assert stale == {b"a/two"}
+
+
+def test_what_the_fold_touched_is_told_from_what_the_container_wrote_by_the_sources_digests(
+    move: Move, tmp_path: Path
+) -> None:
+    """P12: also after the end of the union a way back carries only what differs."""
+    for name in ("a/one", "a/two"):
+        _make_placeholder(move, name)
+        (move.union.replica / "a").mkdir(exist_ok=True)
+        (move.union.replica / name).write_bytes(name.encode() * 100)
+    move.mount()
+    keep_evidence(move.union, tmp_path / "kept")
+    move.union.fold()
+    move.union.remove()
+    place = move.union.place
+    (place / "a/two").write_bytes(b"A/TWO" * 100)
+    (place / "b/one").write_bytes((place / "b/one").read_bytes())
+    (place / "top").chmod(0o600)
+    os.link(place / "a/deep/three", place / "also three")
+    (place / "a/one").rename(place / "a/uno")
+    (place / "a/one").write_bytes((place / "a/uno").read_bytes())
+    entries = list(changed_entries(move.union, tmp_path / "kept", move.manifest))
+    assert {entry.path for entry in entries if entry.stale} == {b"a/two", b"a/deep/three", b"also three", b"a/uno"}
+    assert next(entry.mode for entry in entries if entry.path == b"top") == 0o600
+    without = {entry.path for entry in changed_entries(move.union, tmp_path / "kept") if entry.stale}
+    assert without >= {b"a/one", b"b/one", b"top"}

@@ -189,7 +189,7 @@ def _disk(lab: Lab, spec: HostSpec, directory: Path, version: str) -> Path:
     subprocess.run(["cp", "-a", str(base), str(root)], check=True)
     shutil.copytree(python / roots.LIBRARY, root / roots.LIBRARY, symlinks=True, dirs_exist_ok=True)
     skip = shutil.ignore_patterns("__pycache__")
-    for package in ("hostd", "events"):
+    for package in ("hostd", "events", *(place.name for place in REPOSITORY.glob("*.egg-info"))):
         shutil.copytree(REPOSITORY / package, root / "project" / package, ignore=skip)
     modules = root / "usr/lib/modules" / version
     shutil.copytree(KERNEL / "lib/modules" / version, modules, symlinks=True, dirs_exist_ok=True)
