@@ -28,8 +28,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def in_background(work: Callable[[], Result]) -> Result:
     """Do ``work`` at low priority and return, or raise, what it does. The caller waits for it."""
-    with ThreadPoolExecutor(1, thread_name_prefix=threading.current_thread().name, initializer=_step_back) as pool:
+    with background_threads(1) as pool:
         return pool.submit(work).result()
+
+
+def background_threads(count: int) -> ThreadPoolExecutor:
+    """So many threads that work at low priority. Leaving the pool's context waits for them."""
+    return ThreadPoolExecutor(count, thread_name_prefix=threading.current_thread().name, initializer=_step_back)
 
 
 def _step_back() -> None:

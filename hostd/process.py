@@ -132,12 +132,14 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def destination_lock(run_dir: Path, destination: Path, cancelled: threading.Event | None) -> Iterator[int]:
-    """One transfer at a time into one destination, across lives of this agent.
+def destination_lock(
+    run_dir: Path, destination: Path, cancelled: threading.Event | None, *, stream: int = 0
+) -> Iterator[int]:
+    """One transfer at a time into one destination, across lives of this agent; or one of each ``stream``'s number.
 
     rsync inherits the descriptor, so the lock lasts until its last process has ended, whoever started it.
     """
-    name = hashlib.sha256(os.fsencode(destination.absolute())).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(destination.absolute())).hexdigest()[:16] + (f"-{stream}" if stream else "")
     descriptor = os.open(run_dir / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS

@@ -291,6 +291,7 @@ class Transport:
         bwlimit_kib: int = 0,
         fsync: bool = True,
         timeout_seconds: int = STALL_TIMEOUT_SECONDS,
+        stream: int = 0,
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: threading.Event | None = None,
     ) -> RsyncResult:
@@ -306,6 +307,8 @@ class Transport:
         container's writable layer, whose marks of overlayfs belong to it. ``basis`` is a tree of older
         versions: with ``reread`` it only saves traffic, without it a file of equal size and time is copied from it.
         ``fsync`` returns only when everything is on disk. ``timeout_seconds`` bounds a stall, not the whole.
+        ``stream``: transfers of different numbers may go into one destination at once, if their ``files_from`` have nothing
+        in common.
 
         Raises TransientError, PermanentError (see ``rsync_error``), CancelledError.
         """
@@ -339,7 +342,7 @@ class Transport:
             end = b"" if single_file else b"/"
             local = os.fsencode(destination.absolute()) + end
             command += ["--", self._remote(peer, raw.rstrip(b"/") + end), local]
-            lock = stack.enter_context(destination_lock(self.run_dir, destination, cancelled))
+            lock = stack.enter_context(destination_lock(self.run_dir, destination, cancelled, stream=stream))
             # After any error rsync deletes nothing any more, so a comparison of everything must do without.
             forgiving = live and not checksum and not single_file
             result = self._perform(

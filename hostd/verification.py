@@ -197,8 +197,8 @@ def changed_entries(union: Union, directory: Path, source: Path | None = None) -
     """
     tree = _Tree(union, evidence_directory(union, directory))
     if union.single_file:
-        for entry in walk(tree.root):
-            yield msgspec.structs.replace(entry, stale=tree.root.lstat().st_ctime_ns > tree.since_ns)
+        for file in walk(tree.root):
+            yield msgspec.structs.replace(file, stale=tree.root.lstat().st_ctime_ns > tree.since_ns)
         return
     known = read_manifest(source) if source is not None else iter(())
     with Beneath(tree.root) as inside:

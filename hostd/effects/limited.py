@@ -15,19 +15,38 @@ from typing import Any
 from events.errors import CancelledError
 from hostd.effects.arrival import Arrival, peer_of_source
 from hostd.effects.base import Context
+from hostd.federation import Union
 from hostd.transport import Progress, RsyncResult
+
+
+class EndedError(Exception):
+    """The transfer was ended by ``ended``. What it had of a large file stays for the next one."""
 
 
 class _Interrupt(threading.Event):
     """Set when the step is no longer wanted, or when another limit is in force than the transfer began with."""
 
-    def __init__(self, context: Context, kib: int) -> None:
+    def __init__(self, context: Context, kib: int, ended: Callable[[], bool]) -> None:
         super().__init__()
         self._context = context
         self._kib = kib
+        self._ended = ended
 
     def is_set(self) -> bool:
-        return self._context.cancelled.is_set() or self._context.bwlimit_kib != self._kib
+        return self._context.cancelled.is_set() or self._context.bwlimit_kib != self._kib or self._ended()
+
+
+def _never() -> bool:
+    return False
+
+
+def _partial(union: Union, stream: int) -> Path:
+    """Parts of files lie there by their last names, so two transfers must not share it."""
+    if stream == 0:
+        return union.partial
+    own = union.stage / f"{union.partial.name}-{stream}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    return own
 
 
 def pull(
@@ -37,12 +56,15 @@ def pull(
     *,
     on_progress: Callable[[Progress], None],
     wanted: Callable[[], list[bytes]] | None = None,
+    ended: Callable[[], bool] = _never,
+    stream: int = 0,
     **options: Any,
 ) -> RsyncResult:
     """``Transport.rsync_pull`` of the arrival's tree, with its temporary directories; repeated for each new limit.
 
     ``wanted`` gives the ``files_from`` of each repetition, so that what has arrived is not listed again.
-    ``bytes_received`` includes what interrupted transfers brought. Progress never goes back.
+    ``bytes_received`` includes what interrupted transfers brought. Progress never goes back. Of several transfers into one
+    destination each has a ``stream`` of its own; ``ended`` is asked often and ends this one, with EndedError.
     """
     union = arrival.union
     before = Progress(bytes=0, files=0)
@@ -63,15 +85,18 @@ def pull(
                 arrival.mount.tree,
                 destination,
                 temp_dir=union.incoming,
-                partial_dir=union.partial,
+                partial_dir=_partial(union, stream),
+                stream=stream,
                 layer=union.layer,
                 bwlimit_kib=kib,
                 on_progress=tell,
-                cancelled=_Interrupt(context, kib),
+                cancelled=_Interrupt(context, kib, ended),
                 **options,
             )
         except CancelledError:
             context.check_cancelled()
+            if ended():
+                raise EndedError from None
             before = seen
             context.log.info("transfer begun again with another limit", kib=context.bwlimit_kib)
             continue

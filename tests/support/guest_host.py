@@ -32,8 +32,9 @@ NAME = "gamma"
 DISK_MIB = 2500
 MEMORY_MIB = 1536
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "nfsv4", "overlay", "fuse", "bridge", "veth")
-BOOT_SECONDS = 600.0
-"""Until the agent has registered: half a minute on an idle machine. Without acceleration every other load tells."""
+BOOT_SECONDS = 1200.0
+"""Until the agent has registered: a minute on an idle machine. Without acceleration every other load tells, and dockerd
+gives a containerd of its own 15 seconds only, so that one is started before."""
 COMMAND_SECONDS = 300.0
 DAEMON_JSON = '{"hosts": ["unix:///run/docker.sock"], "storage-driver": "overlay2"}\n'
 MAIN = """#!/bin/sh
@@ -53,8 +54,10 @@ ip addr add {address}/24 dev eth0
 ip route add default via {gateway}
 mkdir -p -m 700 /run/sshd /run/cargo /var/lib/cargo
 /usr/sbin/sshd -f {ssh}/sshd_config -E /var/log/sshd.log
-dockerd > /var/log/dockerd.log 2>&1 &
-until docker version > /dev/null 2>&1; do sleep 1; done
+containerd > /var/log/containerd.log 2>&1 &
+until [ -S /run/containerd/containerd.sock ]; do sleep 1; done
+while :; do dockerd --containerd /run/containerd/containerd.sock >> /var/log/dockerd.log 2>&1; sleep 1; done &
+until [ -S /run/docker.sock ]; do sleep 1; done
 cd /project
 PYTHONPATH=/project:/{library} python3 -m hostd.main -c /etc/cargo/hostd.cfg > /var/log/hostd.log 2>&1 &
 while :; do wait; sleep 1; done
