@@ -14,8 +14,10 @@ import pytest
 
 from events.errors import CargoError, PermanentError, RefusedError, TransientError
 from hostd import fold, mounts
+from hostd.dirty import everything
 from hostd.federation import Union
 from hostd.manifest import observe
+from hostd.streams import MAX_STREAMS, Pace, work_off
 from tests.support.unions import Link, Snapshot, Stand, differences, dirty, overlay_marks, snapshot, wait_for
 
 pytestmark = pytest.mark.root
@@ -416,6 +418,54 @@ def test_a_fold_that_is_cut_off_anywhere_is_finished_by_another(stand: Stand, ca
     assert differences(stand.source, stand.place) == []
     assert (stand.place / "d" / "b").stat().st_nlink == 2
     assert overlay_marks(stand.place) == []
+
+
+def test_several_transfers_at_once_bring_every_file_of_a_union_exactly(stand: Stand) -> None:
+    """P4: into the same directories, while the container looks."""
+
+    def make(tree: Path) -> None:
+        for number in range(120):
+            (tree / f"d{number % 6}" / "below").mkdir(parents=True, exist_ok=True)
+            (tree / f"d{number % 6}" / "below" / "same name").write_bytes(b"%d" % (number % 6) * 3000)
+            (tree / f"d{number % 6}" / f"f{number}").write_bytes(b"%d" % number * 500)
+
+    make(stand.source)
+    stand.union.create()
+    stand.union.apply(everything(stand.source), everything=True)
+    stand.mount()
+    transport, peer = stand.link.transport, stand.link.sshd.peer
+    taken: list[int] = []
+
+    def fetch(batch: list[bytes], stream: int, _stop: threading.Event) -> bool:
+        taken.append(stream)
+        partial = stand.union.stage / f"partial-{stream}"
+        partial.mkdir(exist_ok=True)
+        transport.rsync_pull(
+            peer,
+            str(stand.source),
+            stand.union.replica,
+            temp_dir=stand.union.incoming,
+            partial_dir=partial,
+            files_from=batch,
+            delete=False,
+            reread=True,
+            basis=stand.union.basis,
+            stream=stream,
+        )
+        return True
+
+    wanted = stand.union.fill_list()
+    pace = Pace()
+    pace.streams = MAX_STREAMS
+    work_off(
+        [wanted[at : at + 20] for at in range(0, len(wanted), 20)], fetch, pace=pace, work=lambda: 0.0, alone=lambda: False
+    )
+    assert set(taken) == set(range(MAX_STREAMS))
+    assert stand.union.replica_complete()
+    stand.union.detach_remote()
+    assert differences(stand.source, stand.place) == []
+    stand.finish()
+    assert differences(stand.source, stand.place) == []
 
 
 def killed_after(calls: int, union: Union) -> None:
