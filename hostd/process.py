@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from events.errors import CancelledError, TransientError
+from hostd.stall import StallWatch
 
 STOP_GRACE_SECONDS = 5.0
 PROBE_GRACE_SECONDS = 0.2
@@ -31,7 +32,8 @@ MAX_STDERR_BYTES = 64 * 1024
 class Running:
     """One rsync, in a session of its own, which ends when this agent does or when it is told to."""
 
-    def __init__(self, command: list[str | bytes], *, lock: int | None) -> None:
+    def __init__(self, command: list[str | bytes], *, lock: int | None, stall_seconds: float = 0.0) -> None:
+        """``stall_seconds``: how long it may move next to nothing before ``follow`` gives it up; 0 for ever."""
         # If the agent is killed, a transfer must not go on writing behind the back of its next life.
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", "--", *command],
@@ -43,6 +45,7 @@ class Running:
             pass_fds=() if lock is None else (lock,),
         )
         self._stderr = bytearray()
+        self._stall_seconds = stall_seconds
         self.returncode = 0
 
     @property
@@ -55,8 +58,12 @@ class Running:
         return bytes(output)
 
     def follow(self, on_output: Callable[[bytes], None], cancelled: threading.Event | None) -> None:
-        """Read both streams to their end. Raises CancelledError, with the process ended, when told to stop."""
+        """Read both streams to their end.
+
+        Raises CancelledError when told to stop and TransientError after a stall, with the process ended.
+        """
         process = self._process
+        watch = StallWatch(process.pid, self._stall_seconds, time.monotonic())
         assert process.stdout is not None and process.stderr is not None
         try:
             with selectors.DefaultSelector() as selector:
@@ -65,6 +72,11 @@ class Running:
                 while selector.get_map():
                     if cancelled is not None and cancelled.is_set():
                         raise CancelledError("the transfer was told to stop; what has arrived stays for the next one")
+                    if self._stall_seconds and watch.stalled(time.monotonic()):
+                        raise TransientError(
+                            f"the transfer has moved nothing for {self._stall_seconds:.0f} s and was ended: the other side "
+                            "may hang in a file that it was to read. What has arrived stays for the next attempt"
+                        )
                     for key, _ in selector.select(timeout=0.1):
                         chunk = os.read(key.fd, 65536)
                         if chunk:

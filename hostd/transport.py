@@ -70,6 +70,8 @@ MASTER_TIMEOUT_SECONDS = 30
 """Connect, key exchange and authentication, on a loaded machine."""
 STALL_TIMEOUT_SECONDS = 120
 """Default for rsync's own ``--timeout``: time without any progress, not time in all (C6)."""
+STALLS = 2
+"""After so many of them a transfer is given up that rsync itself still waits for (``hostd/stall.py``)."""
 PROBE_TIMEOUT_SECONDS = 5.0
 SSHFS_CONNECTIONS = 3
 """A long read must not make every other reader wait; more than a few run into sshd's MaxStartups."""
@@ -346,7 +348,14 @@ class Transport:
             # After any error rsync deletes nothing any more, so a comparison of everything must do without.
             forgiving = live and not checksum and not single_file
             result = self._perform(
-                peer, command, lock=lock, live=live, forgiving=forgiving, on_progress=on_progress, cancelled=cancelled
+                peer,
+                command,
+                lock=lock,
+                live=live,
+                forgiving=forgiving,
+                stall_seconds=STALLS * timeout_seconds,
+                on_progress=on_progress,
+                cancelled=cancelled,
             )
         if fsync:
             sync_filesystem(destination)
@@ -393,11 +402,12 @@ class Transport:
         lock: int | None,
         live: bool,
         forgiving: bool = False,
+        stall_seconds: float = STALLS * STALL_TIMEOUT_SECONDS,
         on_progress: Callable[[Progress], None] | None,
         cancelled: threading.Event | None,
     ) -> RsyncResult:
         started = time.monotonic()
-        process = Running(command, lock=lock)
+        process = Running(command, lock=lock, stall_seconds=stall_seconds)
         watcher = OutputReader(on_progress)
         process.follow(watcher.feed, cancelled)
         vanished = process.returncode == 24 or (

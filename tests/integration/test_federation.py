@@ -458,7 +458,11 @@ def test_several_transfers_at_once_bring_every_file_of_a_union_exactly(stand: St
     pace = Pace()
     pace.streams = MAX_STREAMS
     work_off(
-        [wanted[at : at + 20] for at in range(0, len(wanted), 20)], fetch, pace=pace, work=lambda: 0.0, alone=lambda: False
+        [wanted[at : at + 20] for at in range(0, len(wanted), 20)],
+        fetch,
+        pace=pace,
+        work=lambda: 0.0,
+        alone=lambda: False,
     )
     assert set(taken) == set(range(MAX_STREAMS))
     assert stand.union.replica_complete()

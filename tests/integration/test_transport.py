@@ -390,6 +390,34 @@ def test_a_source_that_dies_in_the_middle_is_transient_and_the_transfer_resumes(
     assert (place.target / "big").read_bytes() == (place.source / "big").read_bytes()
 
 
+def test_a_sender_that_hangs_is_not_waited_for_for_ever(place: Place) -> None:
+    """D3, D11: rsync's own time-out takes its signs of life for progress, however long the other side is silent."""
+    (place.source / "a").write_bytes(secrets.token_bytes(1_500_000))
+    (place.source / "z").write_bytes(b"a regular file when it is listed")
+
+    def replace_once(_progress: Progress) -> None:
+        if (place.source / "z").is_file():
+            (place.source / "z").unlink()
+            os.mkfifo(place.source / "z")
+
+    began = time.monotonic()
+    with pytest.raises(TransientError, match="moved nothing for 4 s"):
+        place.transport.rsync_pull(
+            place.peer,
+            str(place.source),
+            place.target,
+            temp_dir=place.incoming,
+            live=True,
+            bwlimit_kib=500,
+            timeout_seconds=2,
+            on_progress=replace_once,
+        )
+    assert time.monotonic() - began < 60
+    assert not mounts.processes_with_argument(os.fsencode(place.target), program=b"rsync")
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming, live=True)
+    assert stat.S_ISFIFO((place.target / "z").lstat().st_mode)
+
+
 def test_a_full_target_is_a_permanent_failure(place: Place) -> None:
     """D4: ENOSPC."""
     small = place.directory / "small"
