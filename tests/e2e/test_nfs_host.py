@@ -97,7 +97,7 @@ def test_a_container_moves_over_nfs_from_the_request_to_a_plain_volume(fleet: Fl
 
     prepared = next(e.data for e in fleet.events("nfsall-1") if isinstance(e.data, schema.SourcePrepared))
     rule = f"ip saddr {guest.spec.address} tcp dport {prepared.remote_port} drop"
-    chain = f"table ip cut_nfs {{ chain into {{ type filter hook prerouting priority -450; {rule}; }} }}"
+    chain = f"table ip cut_nfs {{ chain into {{ type filter hook prerouting priority -450; {rule}; }}; }}"
     fleet.alpha.run(["nft", chain])
     fleet.at_end(lambda: fleet.alpha.run(["nft", "delete table ip cut_nfs"], check=False) and None)
     read = [
