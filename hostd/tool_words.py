@@ -143,10 +143,10 @@ def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
     if code == 23:
         text = f"rsync from {peer.host} could not bring every file: {words}. The copy is incomplete and is not used."
         return PermanentError(text) if _FATAL_ERRNO.search(named) else TransientError(text)
-    if code == 2 and _CHANGED_KIND in stderr:
+    if code == 2 and (_CHANGED_KIND in stderr or files):  # who names files speaks the same protocol
         return TransientError(
-            f"a directory on {peer.host} became something else while rsync looked at it. The copy is incomplete and is "
-            "not used; it can be tried again."
+            f"a directory on {peer.host} became something else while rsync looked at it{': ' if named else ''}{named}. The "
+            "copy is incomplete and is not used; it can be tried again."
         )
     if code in _ENDINGS:
         return PermanentError(f"rsync from {peer.host} failed (exit {code}): {_ENDINGS[code]}: {words}")

@@ -79,13 +79,22 @@ def migrate(link: Link, seed: int) -> int:
         stand.union.detach_remote()
         wrong = differences(stand.source, stand.place)
         assert not wrong, f"seed {seed}, at the end of the fill: {wrong}"
-        stand.union.unmount_all()
+        wait_until(lambda: taken_down(stand), "the union stays in use", 20)
     finally:
         end_work(worker)
         tracker.stop()
         stand.close()
     subprocess.run(["rm", "-rf", "--", str(stand.base)], check=True)
     return stale
+
+
+def taken_down(stand: Stand) -> bool:
+    """Whatever on this machine makes a mount namespace in this moment holds a copy of the mounts for as long as it sets up."""
+    try:
+        stand.union.unmount_all()
+    except TransientError:
+        return False
+    return True
 
 
 def insist(pull: Callable[[], None]) -> None:

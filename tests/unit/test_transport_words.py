@@ -167,6 +167,8 @@ def test_a_directory_that_becomes_something_else_during_a_round_is_worth_another
     """D11: it is not about the versions of rsync, although the exit code says so."""
     words = "ABORTING due to invalid path from sender: a/b\nrsync error: protocol incompatibility (code 2)"
     assert isinstance(rsync_error(PEER, 2, words), TransientError)
+    named = 'rsync: [sender] link_stat "/tree/c/d" failed: Not a directory (20)\nrsync error: protocol incompatibility (code 2)'
+    assert isinstance(rsync_error(PEER, 2, named), TransientError)
     assert isinstance(rsync_error(PEER, 2, "protocol version mismatch -- is your shell clean?"), PermanentError)
 
 
