@@ -322,6 +322,12 @@ def test_a_database_moves_there_and_back_under_load(fleet: Fleet, name: str) -> 
     to_and_fro(fleet, name, 2)
 
 
+@pytest.mark.timeout(300)
+def test_a_site_in_the_writable_layer_moves_there_and_back_under_load(fleet: Fleet) -> None:
+    """P2: no volume at all; files that come by the dozen a second, and what the image had and the container removed."""
+    to_and_fro(fleet, "nginx-layer", 2)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", list(ALL))

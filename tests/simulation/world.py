@@ -301,9 +301,7 @@ class World:
                 self.writes += 1
                 tree[path] = self.truth[path] = self.writes
                 touched = [path]
-            elif path not in (root_of(tree) if path in LAYER_PATHS else tree):
-                return ""
-            elif path not in self.truth or path == other_path:
+            elif path not in self.truth or path not in {**IMAGE, **tree} or path == other_path:
                 return ""
             elif kind == "delete":
                 _take_out(tree, path)
