@@ -68,10 +68,12 @@ EVERYTHING: dict[str, Any] = {
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "3", "labels": "team"}},
         "Memory": 256 * MEGABYTE,
         "MemoryReservation": 64 * MEGABYTE,
+        "MemorySwap": 512 * MEGABYTE,
         "CpuShares": 512,
         "CpuPeriod": 50000,
         "CpuQuota": 40000,
         "CpusetCpus": "0",
+        "CpusetMems": "0",
         "PidsLimit": 200,
         "OomScoreAdj": 300,
         "ShmSize": 32 * MEGABYTE,
@@ -130,9 +132,9 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def start(fleet: Fleet, name: str, body: dict[str, Any], **endpoints: Any) -> Container:
-    """A container on alpha, asked for in the very words of Docker's API; ``endpoints`` by network."""
-    api = fleet.docker["alpha"].api
+def start(fleet: Fleet, name: str, body: dict[str, Any], on: str = "alpha", **endpoints: Any) -> Container:
+    """A container on a host, asked for in the very words of Docker's API; ``endpoints`` by network."""
+    api = fleet.docker[on].api
     first = body["HostConfig"].get("NetworkMode")
     labels = {**body.get("Labels", {}), LABEL: name}
     wiring = {"EndpointsConfig": {first: endpoints[first]}} if first in endpoints else {}
@@ -143,21 +145,21 @@ def start(fleet: Fleet, name: str, body: dict[str, Any], **endpoints: Any) -> Co
         if other != first:
             line = {"Container": made["Id"], "EndpointConfig": endpoint}
             api._raise_for_status(api._post_json(api._url("/networks/{0}/connect", other), data=line))
-    container: Container = fleet.docker["alpha"].containers.get(made["Id"])
+    container: Container = fleet.docker[on].containers.get(made["Id"])
     container.start()
-    fleet.wait_listed("alpha", name)
-    return fleet.present("alpha", name)
+    fleet.wait_listed(on, name)
+    return fleet.present(on, name)
 
 
-def moved(fleet: Fleet, name: str) -> Container:
-    """The container on beta, on plain volumes and under its own restart policy."""
-    fleet.migrate(f"{name}-1", name)
+def moved(fleet: Fleet, name: str, source: str = "alpha", target: str = "beta") -> Container:
+    """The container on the target, on plain volumes and under its own restart policy."""
+    fleet.migrate(f"{name}-1", name, source=source, target=target)
     if "finalised" not in fleet.types(f"{name}-1"):
         fleet.control(f"{name}-1", "finalise")
     fleet.wait_for(f"{name}-1", "finalised")
-    fleet.wait_running("beta", name)
+    fleet.wait_running(target, name)
     fleet.assert_sound(f"{name}-1")
-    return fleet.present("beta", name)
+    return fleet.present(target, name)
 
 
 def test_a_container_that_uses_every_option_is_the_same_on_the_target(fleet: Fleet) -> None:

@@ -102,7 +102,7 @@ def test_a_container_that_ends_by_itself_is_left_as_it_ended(fleet: Fleet) -> No
 
 def interrupted_in_the_fill(fleet: Fleet, name: str, act: Callable[[Container], object]) -> None:
     """A migration after whose start on beta, while all data still lies on alpha, a person does ``act``."""
-    (fleet.volume("alpha", f"{name}-data") / "goods").write_text("goods")
+    (fleet.volume("alpha", f"{name}-data") / "goods").write_text("goods\n")
     fleet.sleeper(name, volumes={f"{name}-data": {"bind": "/data"}}, restart_policy={"Name": "always"})
     fleet.execute("alpha", name, "echo outside > /outside")
     fleet.failpoints("hostd/beta", "target.fill_replica:before_effect=pause")
@@ -116,16 +116,15 @@ def interrupted_in_the_fill(fleet: Fleet, name: str, act: Callable[[Container], 
     assert not fleet.running("alpha", f"{name}.cargo-{name}-1")
 
 
-def test_a_container_that_a_person_renames_and_restarts_during_the_fill_is_still_the_same_migrations(
-    fleet: Fleet,
-) -> None:
+def rename_and_restart(container: Container) -> None:
+    container.rename(f"{container.name}-anew")
+    container.restart(timeout=5)
+
+
+@pytest.mark.long
+def test_a_container_that_a_person_renames_and_restarts_during_the_fill_becomes_an_ordinary_one(fleet: Fleet) -> None:
     """F4, F5: it is known by what it is, not by its name; a start finds its data in place."""
-
-    def act(container: Container) -> None:
-        container.rename("refilled-anew")
-        container.restart(timeout=5)
-
-    interrupted_in_the_fill(fleet, "refilled", act)
+    interrupted_in_the_fill(fleet, "refilled", rename_and_restart)
     assert fleet.execute("beta", "refilled-anew", "cat /data/goods /outside").split() == ["goods", "outside"]
     fleet.control("refilled-1", "finalise")
     fleet.wait_for("refilled-1", "finalised")
@@ -133,6 +132,19 @@ def test_a_container_that_a_person_renames_and_restarts_during_the_fill_is_still
     assert fleet.execute("beta", "refilled-anew", "cat /data/goods /outside").split() == ["goods", "outside"]
     assert fleet.policy("beta", "refilled-anew") == "always"
     assert fleet.container("beta", "refilled") is None
+
+
+def test_a_container_that_a_person_renamed_on_the_target_does_not_run_on_after_a_rollback(fleet: Fleet) -> None:
+    """F4, P1: stopped there before it starts on the source, with all that it wrote."""
+    interrupted_in_the_fill(fleet, "turned", rename_and_restart)
+    fleet.execute("beta", "turned-anew", "echo more >> /data/goods; echo more >> /outside")
+    fleet.control("turned-1", "rollback")
+    fleet.wait_end("turned-1", "rolled_back")
+    assert fleet.container("beta", "turned-anew") is None
+    said = fleet.execute("alpha", "turned", "cat /data/goods /outside").split()
+    assert said == ["goods", "more", "outside", "more"]
+    fleet.assert_clean("beta", "turned-1")
+    fleet.assert_sound("turned-1")
 
 
 @pytest.mark.long
@@ -173,8 +185,8 @@ def test_a_container_that_a_person_removes_during_the_fill_leaves_its_volume_com
     interrupted_in_the_fill(fleet, "dropped", lambda container: container.remove(force=True))
     fleet.wait_for("dropped-1", "finalised")
     assert fleet.container("beta", "dropped") is None
-    assert fleet.volume_path("beta", "dropped-data", "goods").read_text() == "goods"
-    assert fleet.volume_path("alpha", "dropped-data", "goods").read_text() == "goods"
+    assert fleet.volume_path("beta", "dropped-data", "goods").read_text() == "goods\n"
+    assert fleet.volume_path("alpha", "dropped-data", "goods").read_text() == "goods\n"
     assert fleet.container("alpha", "dropped.cargo-dropped-1") is not None
 
 
