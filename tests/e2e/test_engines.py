@@ -279,15 +279,17 @@ def test_every_option_of_a_new_engine_arrives_and_what_an_old_one_would_drop_is_
     network(fleet, "back", "10.204.0.0/24", host="gamma", internal=True)
     noted = {"org.example.owner": "shop", "org.example.empty": ""}
     body = {**EVERYTHING, "HostConfig": {**EVERYTHING["HostConfig"], "Annotations": noted}}
+    hardware = body.pop("MacAddress")  # a new engine wants it with the endpoint
     before = start(
         fleet,
         "modern",
         body,
         on="gamma",
-        front={"IPAMConfig": {"IPv4Address": "10.203.0.7"}, "Aliases": ["www"]},
+        front={"IPAMConfig": {"IPv4Address": "10.203.0.7"}, "Aliases": ["www"], "MacAddress": hardware},
         back={"IPAMConfig": {"IPv4Address": "10.204.0.9"}},
     )
     assert before.attrs["HostConfig"]["Annotations"] == noted
+    assert before.attrs["NetworkSettings"]["Networks"]["front"]["MacAddress"] == hardware
     after = moved(fleet, "modern", "gamma", "delta")
     assert same_container.differences(before.attrs, after.attrs, fixed_addresses=True) == []
 
