@@ -291,7 +291,11 @@ def test_every_option_of_a_new_engine_arrives_and_what_an_old_one_would_drop_is_
     assert before.attrs["HostConfig"]["Annotations"] == noted
     assert before.attrs["NetworkSettings"]["Networks"]["front"]["MacAddress"] == hardware
     after = moved(fleet, "modern", "gamma", "delta")
-    assert same_container.differences(before.attrs, after.attrs, fixed_addresses=True) == []
+    store = {
+        "Driver": "gamma keeps layers in Docker's own store, delta in containerd's",
+        "Image": "and calls it by another id",
+    }
+    assert same_container.differences(before.attrs, after.attrs, apart_from=store, fixed_addresses=True) == []
 
     name = "option:HostConfig.Annotations"
     fleet.request("modern-2", "modern", source="delta", target="alpha")
