@@ -110,7 +110,9 @@ class PlacementRecord(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """Of the host: published ports answer there."""
     networks: dict[str, str] = {}
-    """The container's own addresses by network."""
+    """The container's own IPv4 addresses by network."""
+    networks_ipv6: dict[str, str] = {}
+    """The same for IPv6; a network without is not in it."""
     ports: tuple[PortBinding, ...] = ()
     migration: str
     """The migration that brought it there, or back."""

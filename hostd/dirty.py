@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -49,6 +49,8 @@ class DirtySet:
     """Paths that were made as further names of a file, and that file's inode numbers."""
     named: set[bytes] = field(default_factory=set)
     """Directories of which every name is marked: whatever else a copy has in them is to go (writable layers only)."""
+    known: Container[bytes] | None = None
+    """All names that were there as the generation ended (writable layers only)."""
     opened: Mapping[FileKey, OpenFile] = field(default_factory=dict)
     """What could be written without an event when the generation began."""
     mapped: dict[FileKey, bytes] = field(default_factory=dict)

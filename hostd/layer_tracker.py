@@ -48,8 +48,10 @@ class LayerTracker:
         self._generation = 0
         self._before: DirtySet | None = None
         self._seen: dict[bytes, _Look] = {}
+        self._whole = True
+        """Whether the copy under way takes whatever it finds, so that a name may come, be copied and go between two looks."""
         self._unsettled: set[bytes] = set()
-        """Directories that changed since the first look: a name may have come, been copied, and gone, between two."""
+        """Directories that changed while that was so, of which no list has named everything yet."""
         self._mapped: Mapping[FileKey, OpenFile] = NO_FILES
         self._started = False
         self._why = "tracking was not started"
@@ -72,38 +74,55 @@ class LayerTracker:
                 self._started, self._why = True, ""
 
     def arm(self, generation: int, open_files: Mapping[FileKey, OpenFile] = NO_FILES) -> DirtySet:
-        """Begin a generation and return what the one before saw; the same again for the same generation."""
+        """Begin a generation and return what the one before saw; the same again for the same generation.
+
+        The copy of the new generation is thought to take whatever it finds, see ``copy_takes``.
+        """
         with self._lock:
             if self._before is not None and self._generation == generation:
                 return self._before
             found = self._look() if self._started else {}
-            before = self._before = self._changes(found, open_files)
-            self._unsettled |= self._changed_directories(found)
+            before = self._before = self._told(found, open_files)
+            self._unsettled, self._whole = set(before.named), True
             self._generation, self._seen, self._mapped = generation, found, dict(open_files)
             return before
 
-    def drain(self, open_files: Mapping[FileKey, OpenFile] = NO_FILES) -> DirtySet:
-        """What has changed in the present generation until now; ``open_files`` were looked up at its end.
+    def copy_takes(self, *, everything: bool) -> None:
+        """Say what the copy of the present generation takes: whatever it finds, or the names that ``arm`` told, if found.
 
-        Also names everything in directories that have changed since the first look: only so a copy learns what
-        came and went between two looks.
+        A copy of listed names leaves nothing behind that the last look did not have: what that lacked goes before.
         """
         with self._lock:
-            found = self._look() if self._started else {}
-            dirty = self._changes(found, open_files)
-            if dirty.trusted:
-                dirty.named = (self._unsettled | self._changed_directories(found)) & found.keys()
-                for path in found:
-                    if path in dirty.named or (path and os.path.dirname(path) in dirty.named):
-                        dirty.mark(path, METADATA)
-            return dirty
+            self._whole = everything
+            self._unsettled = set(self._before.named) if everything and self._before is not None else set()
+
+    def drain(self, open_files: Mapping[FileKey, OpenFile] = NO_FILES) -> DirtySet:
+        """What has changed in the present generation until now; ``open_files`` were looked up at its end."""
+        with self._lock:
+            return self._told(self._look() if self._started else {}, open_files)
+
+    def _told(self, found: Mapping[bytes, _Look], open_files: Mapping[FileKey, OpenFile]) -> DirtySet:
+        """What has changed; and every name in the directories that changed under a copy that took what it found.
+
+        Only so it learns what came, was copied, and went between two looks.
+        """
+        dirty = self._changes(found, open_files)
+        if dirty.trusted:
+            dirty.known = found.keys()
+            dirty.named = (
+                self._unsettled | (self._changed_directories(found) if self._whole else set())
+            ) & found.keys()
+            for path in found:
+                if path in dirty.named or (path and os.path.dirname(path) in dirty.named):
+                    dirty.mark(path, METADATA)
+        return dirty
 
     def stop(self) -> None:
         """Forget everything. Harmless when repeated, or before the start."""
         with self._lock:
             self._started, self._why = False, "tracking was stopped"
             self._seen, self._before = {}, None
-            self._unsettled = set()
+            self._unsettled, self._whole = set(), True
 
     def _changes(self, found: Mapping[bytes, _Look], open_files: Mapping[FileKey, OpenFile]) -> DirtySet:
         dirty = DirtySet(self._generation, trusted=self._started, why=self._why)

@@ -33,7 +33,8 @@ class AnnouncePlacement(Effect):
                 container_id=str(inspected["Id"]),
                 host=context.host,
                 address=context.bench.settings.address,
-                networks=_addresses(inspected),
+                networks=_addresses(inspected, "IPAddress"),
+                networks_ipv6=_addresses(inspected, "GlobalIPv6Address"),
                 ports=port_bindings(inspected),
                 migration=context.migration,
             ),
@@ -41,8 +42,6 @@ class AnnouncePlacement(Effect):
         return None
 
 
-def _addresses(inspected: dict[str, Any]) -> dict[str, str]:
+def _addresses(inspected: dict[str, Any], kind: str) -> dict[str, str]:
     networks = (inspected.get("NetworkSettings") or {}).get("Networks") or {}
-    return {
-        name: str(endpoint["IPAddress"]) for name, endpoint in networks.items() if (endpoint or {}).get("IPAddress")
-    }
+    return {name: str(endpoint[kind]) for name, endpoint in networks.items() if (endpoint or {}).get(kind)}

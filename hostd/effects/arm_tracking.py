@@ -8,6 +8,7 @@ from events.schema import DirtyManifest, SyncOrdered
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome
 from hostd.effects.publish import publish
 from hostd.effects.track_changes import changed, ensure_tracker, whole
+from hostd.layer_tracker import LayerTracker
 from hostd.openfiles import writable_files
 
 
@@ -44,6 +45,10 @@ class ArmTracking(Effect):
                 continue
             entries = changed(mount, seen, open_files)
             dirty.append(publish(context, mount, f"round-{number}", entries, everything=False, why=""))
+        for mount in prepared.mounts:
+            tracker, _ = ensure_tracker(context, mount)
+            if isinstance(tracker, LayerTracker):
+                tracker.copy_takes(everything=number == 1 or not order.contents or bool(distrust))
         if distrust:
             return {"compare": True, "why": "; ".join(distrust)[:1000], "dirty": ()}
         return {"dirty": tuple(dirty)}

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from events.errors import PermanentError
-from events.schema import Mount
+from events.schema import Mount, TargetStarted
 from hostd.effects.base import Context
 from hostd.federation import Union
 from hostd.layer import ROOTFS
@@ -158,10 +158,16 @@ def bind_place(mount: Mount) -> Path:
 
 
 def our_container(context: Context) -> str | None:
-    """The id of the container that this migration created here, if it exists."""
+    """The id of the container that this migration created here, if it exists, whatever it is called by now.
+
+    A person may rename it, and it must still be found: whoever thinks it gone would let it run on beside the source's.
+    Once it has started, it is the one that the history names; an image made of it passes its labels on to other
+    containers. Before that, nothing but the migration makes containers with its label.
+    """
     found = context.bench.engine.find_by_label(MIGRATION_LABEL, context.migration)
+    started = context.view.facts.get("target_started")
+    if isinstance(started, TargetStarted):
+        return next((container.id for container in found if container.id == started.container_id), None)
     name = context.view.source_prepared.container_name
-    for container in found:
-        if container.name == name:
-            return container.id
-    return None
+    by_name = next((container.id for container in found if container.name == name), None)
+    return by_name or next((container.id for container in found), None)

@@ -50,6 +50,8 @@ def _request(context: Context, spec: ContainerSpec) -> dict[str, Any]:
 def create(context: Context, spec: ContainerSpec) -> str:
     """Create the container, or find it created; returns its id. It gets the runtime that can wait, where that is."""
     engine = context.bench.engine
+    if (created := our_container(context)) is not None:  # a person may have renamed it
+        return created
     own = spec.host_config.get("Runtime") or PLAIN_RUNTIME
     gated = own == PLAIN_RUNTIME and context.view.request.start == "warm" and RUNTIME in engine.info().runtimes
     return engine.create(spec.name, spec, labels=labels(context), restart_policy="no", runtime=RUNTIME if gated else "")

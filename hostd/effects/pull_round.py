@@ -14,6 +14,7 @@ from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.limited import pull
 from hostd.effects.manifests import entries_of
 from hostd.effects.open_layer import withdraw_layer
+from hostd.manifest import Entry
 from hostd.transport import Progress, RsyncResult
 from hostd.verification import remember_directories
 
@@ -86,11 +87,24 @@ def _pull_listed(context: Context, arrival: Arrival, listed: DirtyManifest) -> R
         context,
         arrival,
         arrival.union.upper_tree,
-        files_from=[entry.path for entry in entries],
+        files_from=listed_names(entries, layer=arrival.union.layer),
         live=True,
         reread=True,
         on_progress=teller(context, arrival, f"pre-copy round {context.view.round}"),
     )
+
+
+def listed_names(entries: list[Entry], *, layer: bool) -> list[bytes]:
+    """What a round is to bring of ``entries``, after what is gone was removed.
+
+    Of a writable layer that is nothing that the list calls gone, though it may be there again, and no file that is
+    listed only as one of the names of its directory.
+    """
+    if not layer:
+        return [entry.path for entry in entries]
+    return [
+        entry.path for entry in entries if entry.kind != "-" and (entry.kind != "f" or entry.stale or entry.size == 0)
+    ]
 
 
 def _lay_out(context: Context, arrival: Arrival, armed: SyncArmed) -> RsyncResult | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -56,9 +56,24 @@ def changed(mount: Mount, seen: DirtySet, open_files: Mapping[FileKey, OpenFile]
         found = carried(mount, dirty_manifest(Path(mount.tree), seen))  # open files: weighed by its tracker already
         return [
             msgspec.structs.replace(entry, stale=True) if entry.kind == "d" and entry.path in seen.named else entry
-            for entry in found
+            for entry in _as_looked_at(found, seen)
         ]
     return dirty_manifest(Path(mount.tree), seen, open_files)
+
+
+def _as_looked_at(entries: Iterable[Entry], seen: DirtySet) -> Iterator[Entry]:
+    """``entries``, of which what the look did not find counts as gone, though it may have come since: the next one will
+    find it. So a copy of what is listed takes no name of which the tracker does not know.
+    """
+    below: bytes | None = None
+    for entry in entries:
+        if below is not None and entry.path.startswith(below):
+            continue
+        if seen.known is not None and entry.kind != "-" and entry.path not in seen.known:
+            below = entry.path + b"/"
+            yield Entry(path=entry.path, kind="-")
+        else:
+            yield entry
 
 
 def whole(mount: Mount) -> list[Entry]:

@@ -68,10 +68,12 @@ EVERYTHING: dict[str, Any] = {
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "3", "labels": "team"}},
         "Memory": 256 * MEGABYTE,
         "MemoryReservation": 64 * MEGABYTE,
+        "MemorySwap": 512 * MEGABYTE,
         "CpuShares": 512,
         "CpuPeriod": 50000,
         "CpuQuota": 40000,
         "CpusetCpus": "0",
+        "CpusetMems": "0",
         "PidsLimit": 200,
         "OomScoreAdj": 300,
         "ShmSize": 32 * MEGABYTE,
@@ -130,9 +132,9 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def start(fleet: Fleet, name: str, body: dict[str, Any], **endpoints: Any) -> Container:
-    """A container on alpha, asked for in the very words of Docker's API; ``endpoints`` by network."""
-    api = fleet.docker["alpha"].api
+def start(fleet: Fleet, name: str, body: dict[str, Any], on: str = "alpha", **endpoints: Any) -> Container:
+    """A container on a host, asked for in the very words of Docker's API; ``endpoints`` by network."""
+    api = fleet.docker[on].api
     first = body["HostConfig"].get("NetworkMode")
     labels = {**body.get("Labels", {}), LABEL: name}
     wiring = {"EndpointsConfig": {first: endpoints[first]}} if first in endpoints else {}
@@ -143,21 +145,21 @@ def start(fleet: Fleet, name: str, body: dict[str, Any], **endpoints: Any) -> Co
         if other != first:
             line = {"Container": made["Id"], "EndpointConfig": endpoint}
             api._raise_for_status(api._post_json(api._url("/networks/{0}/connect", other), data=line))
-    container: Container = fleet.docker["alpha"].containers.get(made["Id"])
+    container: Container = fleet.docker[on].containers.get(made["Id"])
     container.start()
-    fleet.wait_listed("alpha", name)
-    return fleet.present("alpha", name)
+    fleet.wait_listed(on, name)
+    return fleet.present(on, name)
 
 
-def moved(fleet: Fleet, name: str) -> Container:
-    """The container on beta, on plain volumes and under its own restart policy."""
-    fleet.migrate(f"{name}-1", name)
+def moved(fleet: Fleet, name: str, source: str = "alpha", target: str = "beta") -> Container:
+    """The container on the target, on plain volumes and under its own restart policy."""
+    fleet.migrate(f"{name}-1", name, source=source, target=target)
     if "finalised" not in fleet.types(f"{name}-1"):
         fleet.control(f"{name}-1", "finalise")
     fleet.wait_for(f"{name}-1", "finalised")
-    fleet.wait_running("beta", name)
+    fleet.wait_running(target, name)
     fleet.assert_sound(f"{name}-1")
-    return fleet.present("beta", name)
+    return fleet.present(target, name)
 
 
 def test_a_container_that_uses_every_option_is_the_same_on_the_target(fleet: Fleet) -> None:
@@ -240,3 +242,59 @@ def test_a_container_whose_namespace_another_one_shares_is_refused_by_both_names
         [rejected] = fleet.wait_end(f"{name}-1", "rejected")
         assert isinstance(rejected.data, schema.Rejected)
         assert words in "; ".join(rejected.data.reasons)
+
+
+SPARING_RUNTIME = """#!/bin/sh
+# runc without a capability that a machine may lack for itself, and so cannot give to a privileged container.
+for word do
+    case $word in */process.json | */runc-process*) file=$word ;; *) file=$word/config.json ;; esac
+    [ -f "$file" ] && sed -i 's/"CAP_SYS_RESOURCE",//g' "$file"
+done
+exec runc "$@"
+"""
+POWERS = "mount -t tmpfs none /mnt; grep -c ' /mnt tmpfs' /proc/mounts; umount /mnt; test -c /dev/fuse; ls /dev | wc -l"
+
+
+def offer_runtime(fleet: Fleet, host: str, name: str, program: str) -> None:
+    """The host's dockerd knows one more runtime, until the test ends."""
+    where = fleet.lab.host(host)
+    place, file = where.path(f"/srv/{name}"), where.path("/etc/docker/daemon.json")
+    before = file.read_text()
+    place.write_text(program)
+    place.chmod(0o755)
+
+    def take(text: str, known: bool) -> None:
+        file.write_text(text)
+        where.run(["sh", "-c", "kill -HUP $(cat /run/docker.pid)"])
+        wait_until(
+            lambda: (name in fleet.docker[host].info()["Runtimes"]) is known, f"{host} does not read its runtimes", 10
+        )
+
+    told = json.loads(before)
+    told["runtimes"] = {**told.get("runtimes", {}), name: {"path": f"/srv/{name}"}}
+    take(json.dumps(told), known=True)
+    fleet.at_end(lambda: take(before, known=False))
+
+
+def remove_all(fleet: Fleet) -> None:
+    for client in fleet.docker.values():
+        for container in client.containers.list(all=True):
+            container.remove(force=True)
+
+
+def test_a_privileged_container_is_the_same_on_the_target_and_a_person_is_told(fleet: Fleet) -> None:
+    """F10, P14: with all its rights; what it may depend on is for a person to know."""
+    for host in ("alpha", "beta"):
+        offer_runtime(fleet, host, "sparing", SPARING_RUNTIME)
+    fleet.at_end(lambda: remove_all(fleet))  # while their runtime is known
+    options = {"Privileged": True, "Runtime": "sparing", "PidMode": "host", "Binds": ["mighty-data:/data"]}
+    before = start(fleet, "mighty", {"Cmd": SLEEP, "HostConfig": options})
+    powers = fleet.execute("alpha", "mighty", f"mkdir -p /mnt; {POWERS}")
+    assert powers.split()[0] == "1"
+    after = moved(fleet, "mighty")
+    assert differences(before.attrs, after.attrs) == []
+    assert fleet.execute("beta", "mighty", POWERS) == powers
+    prepared = next(event.data for event in fleet.events("mighty-1") if isinstance(event.data, schema.SourcePrepared))
+    note = "the container is privileged and may depend on the source host in any way"
+    assert note in prepared.warnings
+    assert note in fleet.cargoctl("status", "mighty-1").stdout

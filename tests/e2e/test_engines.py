@@ -13,6 +13,9 @@ from events import schema
 from labkit import LabError
 from labkit.witness import Witness, wait_until_answering
 from tests.e2e.conftest import Ground
+from tests.e2e.test_configuration import EVERYTHING, moved, start
+from tests.e2e.test_image_and_networks import network, reasons_of
+from tests.support import same_container
 from tests.support.fleet import Container, Fleet, differences
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(600)]
@@ -268,6 +271,38 @@ def test_a_part_of_a_volume_is_refused_by_an_engine_that_would_show_all_of_it(fl
     reasons = next(event.data.reason for event in events if isinstance(event.data, schema.AbortOrdered))
     assert "volume-subpath" in reasons
     assert fleet.running("gamma", "whole")
+
+
+def test_every_option_of_a_new_engine_arrives_and_what_an_old_one_would_drop_is_refused_by_name(fleet: Fleet) -> None:
+    """F10, F11, P14: annotations are among them, which engines before API 1.43 do not know."""
+    network(fleet, "front", "10.203.0.0/24", host="gamma", labels={"team": "web"})
+    network(fleet, "back", "10.204.0.0/24", host="gamma", internal=True)
+    noted = {"org.example.owner": "shop", "org.example.empty": ""}
+    body = {**EVERYTHING, "HostConfig": {**EVERYTHING["HostConfig"], "Annotations": noted}}
+    hardware = body.pop("MacAddress")  # a new engine wants it with the endpoint
+    before = start(
+        fleet,
+        "modern",
+        body,
+        on="gamma",
+        front={"IPAMConfig": {"IPv4Address": "10.203.0.7"}, "Aliases": ["www"], "MacAddress": hardware},
+        back={"IPAMConfig": {"IPv4Address": "10.204.0.9"}},
+    )
+    assert before.attrs["HostConfig"]["Annotations"] == noted
+    assert before.attrs["NetworkSettings"]["Networks"]["front"]["MacAddress"] == hardware
+    after = moved(fleet, "modern", "gamma", "delta")
+    store = {
+        "Driver": "gamma keeps layers in Docker's own store, delta in containerd's",
+        "Image": "and calls it by another id",
+    }
+    assert same_container.differences(before.attrs, after.attrs, apart_from=store, fixed_addresses=True) == []
+
+    name = "option:HostConfig.Annotations"
+    fleet.request("modern-2", "modern", source="delta", target="alpha")
+    assert f'put "{name}" into the request\'s "without"' in reasons_of(fleet.wait_end("modern-2", "aborted"))
+    fleet.migrate("modern-3", "modern", source="delta", target="alpha", without=[name])
+    assert not fleet.present("alpha", "modern").attrs["HostConfig"].get("Annotations")
+    fleet.assert_sound("modern-3")
 
 
 def test_an_engine_that_is_restarted_leaves_the_container_and_the_migration_going(fleet: Fleet) -> None:

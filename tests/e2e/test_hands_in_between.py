@@ -97,6 +97,99 @@ def test_a_container_that_ends_by_itself_is_left_as_it_ended(fleet: Fleet) -> No
     assert (ended.status, ended.attrs["State"]["ExitCode"]) == ("exited", 0)
 
 
+# --- after the start on the target ------------------------------------------------------------------------
+
+
+def interrupted_in_the_fill(fleet: Fleet, name: str, act: Callable[[Container], object]) -> None:
+    """A migration after whose start on beta, while all data still lies on alpha, a person does ``act``."""
+    (fleet.volume("alpha", f"{name}-data") / "goods").write_text("goods\n")
+    fleet.sleeper(name, volumes={f"{name}-data": {"bind": "/data"}}, restart_policy={"Name": "always"})
+    fleet.execute("alpha", name, "echo outside > /outside")
+    fleet.failpoints("hostd/beta", "target.fill_replica:before_effect=pause")
+    since = fleet.log_size("beta.hostd")
+    fleet.request(f"{name}-1", name, strategy="postcopy")
+    fleet.wait_step("beta.hostd", '"point": "target.fill_replica:before_effect"', since, 40)
+    act(fleet.present("beta", name))
+    fleet.failpoints("hostd/beta", "")
+    fleet.wait_end(f"{name}-1", "completed")
+    fleet.assert_sound(f"{name}-1")
+    assert not fleet.running("alpha", f"{name}.cargo-{name}-1")
+
+
+def rename_and_restart(container: Container) -> None:
+    container.rename(f"{container.name}-anew")
+    container.restart(timeout=5)
+
+
+@pytest.mark.long
+def test_a_container_that_a_person_renames_and_restarts_during_the_fill_becomes_an_ordinary_one(fleet: Fleet) -> None:
+    """F4, F5: it is known by what it is, not by its name; a start finds its data in place."""
+    interrupted_in_the_fill(fleet, "refilled", rename_and_restart)
+    assert fleet.execute("beta", "refilled-anew", "cat /data/goods /outside").split() == ["goods", "outside"]
+    fleet.control("refilled-1", "finalise")
+    fleet.wait_for("refilled-1", "finalised")
+    fleet.wait_running("beta", "refilled-anew")
+    assert fleet.execute("beta", "refilled-anew", "cat /data/goods /outside").split() == ["goods", "outside"]
+    assert fleet.policy("beta", "refilled-anew") == "always"
+    assert fleet.container("beta", "refilled") is None
+
+
+def test_a_container_that_a_person_renamed_on_the_target_does_not_run_on_after_a_rollback(fleet: Fleet) -> None:
+    """F4, P1: stopped there before it starts on the source, with all that it wrote."""
+    interrupted_in_the_fill(fleet, "turned", rename_and_restart)
+    fleet.execute("beta", "turned-anew", "echo more >> /data/goods; echo more >> /outside")
+    fleet.control("turned-1", "rollback")
+    fleet.wait_end("turned-1", "rolled_back")
+    assert fleet.container("beta", "turned-anew") is None
+    said = fleet.execute("alpha", "turned", "cat /data/goods /outside").split()
+    assert said == ["goods", "more", "outside", "more"]
+    fleet.assert_clean("beta", "turned-1")
+    fleet.assert_sound("turned-1")
+
+
+@pytest.mark.long
+def test_a_container_that_a_person_pauses_during_the_fill_stays_paused_while_its_data_arrives(fleet: Fleet) -> None:
+    """F5: nothing wakes it up, and nothing waits for it."""
+    interrupted_in_the_fill(fleet, "iced", lambda container: container.pause())
+    assert fleet.present("beta", "iced").status == "paused"
+    fleet.present("beta", "iced").unpause()
+    assert fleet.execute("beta", "iced", "cat /data/goods /outside").split() == ["goods", "outside"]
+
+
+@pytest.mark.long
+def test_a_container_that_a_person_stops_during_the_fill_stays_stopped_with_all_of_its_data(fleet: Fleet) -> None:
+    """F5: as Docker would leave it, whatever its restart policy."""
+    interrupted_in_the_fill(fleet, "halted", lambda container: container.stop(timeout=5))
+    fleet.wait_for("halted-1", "finalised")
+    assert fleet.present("beta", "halted").status == "exited"
+    fleet.present("beta", "halted").start()
+    assert fleet.execute("beta", "halted", "cat /data/goods /outside").split() == ["goods", "outside"]
+
+
+@pytest.mark.long
+def test_a_container_that_ends_by_itself_during_the_fill_is_started_again_as_its_policy_says(fleet: Fleet) -> None:
+    """F5: the agent stands in for Docker."""
+
+    def end(container: Container) -> None:
+        container.exec_run(["kill", "-TERM", "1"])
+        container.wait()
+
+    interrupted_in_the_fill(fleet, "fallen", end)
+    fleet.wait_running("beta", "fallen")
+    assert fleet.execute("beta", "fallen", "cat /data/goods /outside").split() == ["goods", "outside"]
+
+
+@pytest.mark.long
+def test_a_container_that_a_person_removes_during_the_fill_leaves_its_volume_complete(fleet: Fleet) -> None:
+    """F4: its writable layer went with it, and is kept on the source; it is not made again."""
+    interrupted_in_the_fill(fleet, "dropped", lambda container: container.remove(force=True))
+    fleet.wait_for("dropped-1", "finalised")
+    assert fleet.container("beta", "dropped") is None
+    assert fleet.volume_path("beta", "dropped-data", "goods").read_text() == "goods\n"
+    assert fleet.volume_path("alpha", "dropped-data", "goods").read_text() == "goods\n"
+    assert fleet.container("alpha", "dropped.cargo-dropped-1") is not None
+
+
 # --- how the container is stopped ------------------------------------------------------------------------
 
 STUBBORN = "trap 'echo asked >> /data/said' INT; trap 'echo wrong >> /data/said' TERM; while :; do sleep 1; done"

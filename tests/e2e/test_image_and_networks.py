@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import tarfile
 from typing import Any
 
 import docker.errors
@@ -115,6 +118,73 @@ def test_of_a_missing_image_only_the_missing_layer_travels_before_the_stop(fleet
     assert not fleet.records("alpha", "carried-1")
     assert not fleet.lab.host("beta").path("/var/lib/cargo/migrations/carried-1/image.tar").exists()
     fleet.assert_sound("carried-1")
+
+
+def test_a_missing_image_travels_with_progress_and_no_registry_is_asked_although_one_has_it(fleet: Fleet) -> None:
+    """F8: the image's name leads to a registry that answers; it is asked for nothing."""
+    tag = f"{fleet.registry('alpha')}/shop/slow:1"
+    size_bytes = 6_000_000
+    image_id = build(fleet, tag, f"head -c {size_bytes} /dev/urandom > /payload")
+    fleet.docker["alpha"].images.push(tag)
+    fleet.sleeper("slow", image=tag)
+    since = fleet.log_size("alpha.registry")
+    fleet.request("slow-1", "slow", bwlimit_kib=2000)
+    seen: list[dict[str, Any]] = []
+
+    def travels() -> bool:
+        told = json.loads(fleet.cargoctl("status", "slow-1", "--json").stdout)["progress"].get("beta", {})
+        seen.append(told)
+        return told.get("phase") == "image" and 0 < told["bytes"] < told["total_bytes"]
+
+    wait_until(travels, f"nobody says how far the image is: {seen}", 30)
+    assert size_bytes < seen[-1]["total_bytes"] < size_bytes + 100_000
+    assert fleet.running("alpha", "slow"), "before the stop"
+    fleet.wait_end("slow-1", "completed")
+    assert fleet.docker["beta"].images.get(image_id).tags == [tag]
+    told = (fleet.lab.spec.logs / "alpha.registry.log").read_bytes()[since:]
+    assert b"/v2/" not in told, told.decode(errors="replace")
+    fleet.assert_sound("slow-1")
+
+
+def test_an_image_for_another_architecture_is_refused_although_it_runs_on_the_source(fleet: Fleet) -> None:
+    """F8: what it says of itself counts, before anything stops."""
+    image_id = foreign(fleet, fleet.images["busybox"], "shop/foreign:1")
+    fleet.sleeper("foreign", image="shop/foreign:1")
+    assert fleet.present("alpha", "foreign").attrs["Image"] == image_id
+    fleet.request("foreign-1", "foreign")
+    events = fleet.wait_end("foreign-1", "aborted")
+    assert "the image is for s390x, the target is" in reasons_of(events)
+    assert not {"source_stopped", "image_wanted"} & {event.type for event in events}
+    assert fleet.running("alpha", "foreign")
+    fleet.assert_clean("beta", "foreign-1")
+
+
+def foreign(fleet: Fleet, tag: str, name: str) -> str:
+    """On alpha: the image ``tag`` under ``name``, which says that it is for another architecture. Returns its id."""
+    client = fleet.docker["alpha"]
+    given, made = io.BytesIO(b"".join(client.images.get(tag).save())), io.BytesIO()
+    with tarfile.open(fileobj=given) as old, tarfile.open(fileobj=made, mode="w") as new:
+        [manifest] = json.load(old.extractfile("manifest.json") or io.BytesIO())
+        for member in old:
+            data = old.extractfile(member)
+            raw = data.read() if data is not None else b""
+            if member.name == manifest["Config"]:
+                raw = json.dumps({**json.loads(raw), "architecture": "s390x"}).encode()
+            elif member.name == "manifest.json":
+                raw = json.dumps([{**manifest, "RepoTags": [name]}]).encode()
+            if member.name != "repositories":
+                member.size = len(raw)
+                new.addfile(member, io.BytesIO(raw) if data is not None else None)
+    [image] = client.images.load(made.getvalue())
+
+    def forget() -> None:
+        for container in client.containers.list(all=True, filters={"ancestor": image.id}):
+            container.remove(force=True)
+        client.images.remove(name, force=True)
+
+    fleet.at_end(forget)
+    fleet.images = {**fleet.images, name: name}
+    return str(image.id)
 
 
 def test_an_abort_removes_the_image_that_was_brought_and_no_other(fleet: Fleet) -> None:

@@ -6,10 +6,12 @@ with the service where it is now. docs/real-software.md holds the results of a l
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -45,12 +47,14 @@ class Service:
     port: int
     connect: Callable[[str, int], Session]
     data: str
-    """Where its volume is mounted."""
+    """Where its volume is mounted; empty when what it serves lies in the container's writable layer."""
     check: Callable[[Fleet, str, str], None]
     """Of the service on that host, by its own tools. Fails when they find anything."""
     options: Mapping[str, Any] = field(default_factory=dict)
     fill: Callable[[Fleet, str], None] = lambda _fleet, _address: None
     """What is there before the first hop."""
+    after_hop: Callable[[Fleet, str, str, int], None] = lambda _fleet, _host, _name, _hop: None
+    """What is looked at, and done to it, on the host where a hop (from 1 on) has brought it."""
     pause_seconds: float = 0.001
     """Between the records of a client."""
 
@@ -121,6 +125,40 @@ def fill_nginx(fleet: Fleet, _address: str) -> None:
         (pages / f"{number}.html").write_bytes(HttpSession.page(number))
 
 
+IMAGES_OWN = ("/etc/nsswitch.conf", "/etc/nginx/lab.conf", "/var/log")
+"""What nginx' image has and its container removes, changes, and makes anew, in its writable layer."""
+
+
+def fill_nginx_layer(fleet: Fleet, _address: str) -> None:
+    """The site, put into the running container as ``docker cp`` does it; and files of the image gone or changed."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as tar:
+        for number in range(HttpSession.PAGES):
+            row = tarfile.TarInfo(f"pages/{number}.html")
+            row.size, row.mode = len(HttpSession.page(number)), 0o644
+            tar.addfile(row, io.BytesIO(HttpSession.page(number)))
+    assert fleet.present("alpha", "nginx-layer").put_archive("/site", held.getvalue())
+    gone, changed, replaced = IMAGES_OWN
+    script = f"rm {gone}; echo '# mine' >> {changed}; rm -r {replaced}; mkdir {replaced}; echo 0 > {replaced}/hop"
+    fleet.execute("alpha", "nginx-layer", script)
+
+
+def after_hop_nginx_layer(fleet: Fleet, host: str, name: str, number: int) -> None:
+    """The layer's deletions and replacements hold, and a file of the image comes and goes with every second hop."""
+    gone, changed, replaced = IMAGES_OWN
+    absent = "!" if number % 2 == 1 else ""
+    script = f"[ {absent} -e {gone} ]; tail -n 1 {changed}; cat {replaced}/hop; ls -A {replaced}; ls -A /site"
+    said = fleet.execute(host, name, script).split()
+    assert said == ["#", "mine", str(number - 1), "hop", "incoming", "pages", "records"]
+    act = "echo back >" if number % 2 == 1 else "rm"
+    fleet.execute(host, name, f"{act} {gone}; echo {number} > {replaced}/hop")
+
+
+def check_nginx_layer(fleet: Fleet, host: str, name: str) -> None:
+    assert fleet.present(host, name).attrs["Mounts"] == []
+    check_nginx(fleet, host, name)
+
+
 def check_nginx(fleet: Fleet, host: str, name: str) -> None:
     session = HttpSession(fleet.lab.host(host).spec.address, 8080)
     for number in range(HttpSession.PAGES):
@@ -149,6 +187,17 @@ ALL = {
         fill=fill_nginx,
         pause_seconds=0.01,
     ),
+    "nginx-layer": Service(
+        "nginx",
+        8080,
+        HttpSession,
+        "",
+        check_nginx_layer,
+        {"stop_signal": "SIGQUIT"},
+        fill=fill_nginx_layer,
+        after_hop=after_hop_nginx_layer,
+        pause_seconds=0.01,
+    ),
     "postgresql": Service(
         "postgresql",
         5432,
@@ -175,7 +224,7 @@ def begin(fleet: Fleet, name: str) -> list[Witness]:
         name,
         image=service.image,
         ports={f"{service.port}/tcp": service.port},
-        volumes={f"{name}-data": {"bind": service.data}},
+        volumes={f"{name}-data": {"bind": service.data}} if service.data else {},
         restart_policy={"Name": "unless-stopped"},
         **service.options,
     )
@@ -225,6 +274,7 @@ def hop(fleet: Fleet, name: str, number: int, clients: list[Witness]) -> dict[st
     for client in clients:
         client.wait_for_more(1)
     assert differences(before, fleet.present(target, name).attrs) == []
+    ALL[name].after_hop(fleet, target, name, number)
     return {"hop": number, "to": target, "outage_seconds": round(outage, 3)}
 
 
@@ -270,6 +320,12 @@ def report(result: Mapping[str, Any]) -> None:
 def test_a_database_moves_there_and_back_under_load(fleet: Fleet, name: str) -> None:
     """P2: acknowledged transactions, WAL, shared memory files, sockets and lock files survive both ways."""
     to_and_fro(fleet, name, 2)
+
+
+@pytest.mark.timeout(300)
+def test_a_site_in_the_writable_layer_moves_there_and_back_under_load(fleet: Fleet) -> None:
+    """P2: no volume at all; files that come by the dozen a second, and what the image had and the container removed."""
+    to_and_fro(fleet, "nginx-layer", 2)
 
 
 @pytest.mark.long

@@ -153,7 +153,7 @@ def test_a_layer_that_is_written_until_the_stop_arrives_as_it_was_then(fleet: Fl
     wait_until(lambda: fleet.execute("alpha", name, "wc -l < /busy/log") > "2", "it does not write", 15)
     events = fleet.migrate(f"{name}-1", name, strategy=strategy)
     frozen = layer(fleet, "alpha", f"{name}.cargo-{name}-1")
-    assert {entry.path for entry in frozen} >= {b"busy/log", b"busy/linked", b"stopped"}
+    assert {entry.path for entry in frozen} >= {b"busy/log", b"stopped"}  # the stop may come when `linked` is gone
     assert differences(frozen, layer(fleet, "beta", name)) == []
     digests = next(event.data.digests for event in events if isinstance(event.data, schema.Verified))
     assert list(digests) == ["/"]

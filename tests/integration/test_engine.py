@@ -15,10 +15,12 @@ import pytest
 
 from events.errors import PermanentError, RefusedError, TransientError
 from hostd.engine import DockerEvent, Engine, MissingError
+from hostd.fidelity import dropped
 from hostd.inventory import Sizer, container_records, host_record, port_problems, sharers_on
-from hostd.spec import ContainerSpec, data_mounts, from_inspect, missing_ports, port_bindings
+from hostd.spec import ContainerSpec, data_mounts, from_inspect, missing_ports, port_bindings, to_create_body
 from hostd.spec_file import read_spec, write_spec
 from tests.support.dockerd import PrivateDockerd, private_dockerd
+from tests.support.same_container import differences
 
 pytestmark = pytest.mark.lab
 
@@ -150,6 +152,38 @@ def test_a_container_with_many_options_is_made_again_as_it_was(
     for name, endpoint in before["NetworkSettings"]["Networks"].items():
         theirs = set(endpoint["Aliases"]) - {before["Id"][:12]}
         assert set(networks[name]["Aliases"]) - {created[:12]} == theirs
+
+
+PRIVILEGED = shlex.split(
+    "--privileged --pid host --uts host --cgroupns host --userns host --device /dev/null:/dev/nothing --cap-drop MKNOD "
+    "--security-opt apparmor=unconfined --security-opt systempaths=unconfined --device-cgroup-rule 'c 42:* rmw' "
+    "-v vol-a:/data --restart on-failure:2"
+)
+
+
+def test_a_privileged_container_is_described_and_made_again_as_it_was(
+    dockerd: PrivateDockerd, engine: Engine, tmp_path: Path
+) -> None:
+    """F10: created and never started, as a machine without all capabilities can start none; every field is the same."""
+    dockerd.docker("create", "--name", "mighty", *PRIVILEGED, IMAGE, "sleep 100")
+    before = inspected(engine, "mighty")
+    assert before["HostConfig"]["Privileged"] is True
+    spec, warnings, refusals = spec_of(engine, "mighty")
+    assert refusals == []
+    assert "the container is privileged and may depend on the source host in any way" in warnings
+    write_spec(tmp_path / "spec", spec)  # the way to the other host
+    arrived = read_spec(tmp_path / "spec")
+    dockerd.docker("rename", "mighty", "mighty-old")
+
+    created = engine.create("mighty", arrived, labels=OURS)
+    engine.set_restart_policy(created, arrived.restart_policy, arrived.restart_max_retries)
+    after = inspected(engine, created)
+    apart_from = {"HostConfig.Binds": "a volume that the image declares is asked for by its name", "Mounts[1].Mode": ""}
+    assert differences(before, after, apart_from=apart_from) == []
+    body = to_create_body(arrived, image=arrived.image_id, labels=OURS)
+    assert dropped(body, after) == []
+    weak = {**after, "HostConfig": {**after["HostConfig"], "Privileged": False}}
+    assert [row.name for row in dropped(body, weak)] == ["option:HostConfig.Privileged"]
 
 
 def test_a_cleared_entrypoint_stays_cleared(dockerd: PrivateDockerd, engine: Engine) -> None:

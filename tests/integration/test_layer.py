@@ -17,6 +17,7 @@ import pytest
 from events.errors import PermanentError, RefusedError, TransientError
 from events.schema import Mount
 from hostd import mounts
+from hostd.effects.pull_round import listed_names
 from hostd.effects.track_changes import changed, whole
 from hostd.federation import Union, fold_placeholders
 from hostd.layer import ROOTFS, carried, layer_entry
@@ -160,19 +161,56 @@ def test_a_layer_under_change_arrives_as_it_was_when_the_container_stopped(bench
     bench.union.create()
     bench.tracker.start()
     bench.tracker.arm(1)
+    bench.tracker.copy_takes(everything=True)
+    misbehave(bench.source.merged, rng, 6)
     bench.pull()
     for number in range(2, ROUNDS + 2):
         misbehave(bench.source.merged, rng, 12)
-        entries = changed(bench.source.layer, bench.tracker.arm(number), {})
+        seen = bench.tracker.arm(number)
+        misbehave(bench.source.merged, rng, 4)  # between the look and the list
+        entries = changed(bench.source.layer, seen, {})
+        everything = rng.random() < 0.2  # another tree's tracker has lost something
+        bench.tracker.copy_takes(everything=everything)
         misbehave(bench.source.merged, rng, 6)  # while the round is under way
+        if everything:
+            bench.pull()
+            continue
         bench.union.prune(entries)
-        bench.pull([entry.path for entry in entries])
+        bench.pull(listed_names(entries, layer=True))
     misbehave(bench.source.merged, rng, 8)
     bench.source.unmount()
     entries = changed(bench.source.layer, bench.tracker.drain(), {})
     manifest = bench.base / "manifest"
     write_manifest(manifest, entries)
     bench.cut_over(list(decode_manifest(manifest.read_bytes())))
+    assert bench.differences() == []
+
+
+def test_the_stop_lists_what_changed_since_the_last_round_and_not_all_that_lies_beside_it(bench: Bench) -> None:
+    """What lies in busy directories is named in a round, while the container still runs."""
+    bench.source.mount()
+    place = bench.source.merged / "many"
+    place.mkdir()
+    for number in range(300):
+        (place / f"n{number}").write_bytes(b"x")
+    bench.union.create()
+    bench.tracker.start()
+    bench.tracker.arm(1)
+    (place / "came").write_bytes(b"x")
+    bench.pull()
+    (place / "came").unlink()
+    entries = changed(bench.source.layer, bench.tracker.arm(2), {})
+    bench.tracker.copy_takes(everything=False)
+    assert len([entry for entry in entries if entry.path.startswith(b"many/n")]) == 300
+    bench.union.prune(entries)
+    bench.pull(listed_names(entries, layer=True))
+    (place / "n1").write_bytes(b"yy")
+    (place / "n2").unlink()
+    (place / "late").write_bytes(b"x")
+    bench.source.unmount()
+    entries = changed(bench.source.layer, bench.tracker.drain(), {})
+    assert {entry.path for entry in entries} == {b"", b"many", b"many/n1", b"many/n2", b"many/late"}
+    bench.cut_over(entries)
     assert bench.differences() == []
 
 

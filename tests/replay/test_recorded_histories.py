@@ -18,6 +18,7 @@ from coordinator import archive, lifecycle
 from coordinator.audit import audit
 from coordinator.recording import Recording
 from coordinator.replay import frames, prove
+from events import schema
 from events.errors import ChainError, SchemaError
 from events.schema import decode_event, decode_head
 from hostd import source, target
@@ -34,6 +35,8 @@ OUTCOMES = {
     "completed": "completed",
     "discarded": "rolled_back",
     "finalised": "finalised",
+    "layer-finalised": "finalised",
+    "layer-rolled-back": "rolled_back",
     "paused": "finalised",
     "rejected": "rejected",
     "removed": "finalised",
@@ -109,6 +112,26 @@ def test_every_beginning_of_a_recorded_history_folds(name: str) -> None:
 def test_nothing_is_found_in_a_recorded_history(name: str) -> None:
     """P6: what real processes wrote is well formed, answers included."""
     assert audit(load(name)) == []
+
+
+@pytest.mark.parametrize("name", ["layer-finalised", "layer-rolled-back"])
+def test_in_a_history_with_a_writable_layer_its_tree_is_listed_compared_and_carried_back_like_any_other(
+    name: str,
+) -> None:
+    """P5: `/` is a tree in every event that speaks of trees."""
+    data = {event.type: event.data for event in load(name).events()}
+    prepared, stopped, verified = data["source_prepared"], data["source_stopped"], data["verified"]
+    assert isinstance(prepared, schema.SourcePrepared)
+    assert isinstance(stopped, schema.SourceStopped)
+    assert isinstance(verified, schema.Verified)
+    trees = [mount.destination for mount in prepared.mounts]
+    assert [mount.kind for mount in prepared.mounts if mount.destination == "/"] == ["rootfs"]
+    assert [dirty.destination for dirty in stopped.dirty] == trees
+    assert sorted(verified.digests) == sorted(trees)
+    back = data.get("target_stopped")
+    assert (name == "layer-rolled-back") == isinstance(back, schema.TargetStopped)
+    if isinstance(back, schema.TargetStopped):
+        assert sorted(row.destination for row in back.trees) == sorted(trees)
 
 
 # --- what must fail --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from events.keyspace import key_bytes, key_text
 from events.schema import EVENT_TYPES, GENESIS, Event, Requested, RollbackOrdered, decode_event, decode_head
 from hostd import source, target
 from hostd.plan import View
-from tests.simulation.world import LAYER_PATHS, VOLUME, Container, Host
+from tests.simulation.world import LAYER_PATHS, VOLUME, Container, Host, root_of
 
 if TYPE_CHECKING:
     from tests.simulation.agents import Runner
@@ -311,7 +311,8 @@ class Checker:
         """All data of the container on its source, plain as it lies there."""
         host = self.world.hosts[record.host("source")]
         volume, container = host.volumes.get(VOLUME), host.containers.get(record.container_id)
-        return {**(volume.files if volume is not None else {}), **(container.layer if container is not None else {})}
+        root = root_of(container.layer) if container is not None else {}
+        return {**(volume.files if volume is not None else {}), **root}
 
     def effect_begins(self, host: Host, migration: str, name: str, undo: bool) -> None:
         """P8: is there a durable event that allows this?"""
@@ -454,7 +455,7 @@ class Checker:
         if container is None:
             seen, truth = _of_volume(seen), _of_volume(truth)
         else:
-            seen = {**seen, **container.layer}
+            seen = {**seen, **root_of(container.layer)}
         if seen != truth:
             raise ViolationError("P2", f"{migration}: {host.name} has {seen}, acknowledged was {self.world.truth}")
         if container is None:

@@ -25,7 +25,7 @@ from tests.simulation.agents import Agent, Coordinator, Killed, Process, tame_cl
 from tests.simulation.invariants import NEEDS, Checker, ViolationError
 from tests.simulation.remembered import RememberedKeys, remember_events
 from tests.simulation.transcript import Transcript
-from tests.simulation.world import LAYER_PATHS, PATHS, VOLUME, Container, Host, Volume, World
+from tests.simulation.world import IMAGE, LAYER_PATHS, PATHS, VOLUME, Container, Host, Volume, World
 
 MAX_CALM_STEPS = 700
 """More than a migration takes in which nothing goes wrong."""
@@ -166,7 +166,7 @@ class Simulation:
         host = self.world.hosts["alpha"]
         files = {path: number for number, path in enumerate(PATHS[: self.rng.randint(1, len(PATHS))], 1)}
         self.world.writes = len(files)
-        self.world.truth = dict(files)
+        self.world.truth = files | IMAGE
         host.volumes[VOLUME] = Volume(files=dict(files))
         container = Container("source-container", "web", self.policy)
         host.containers[container.id] = container

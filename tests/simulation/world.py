@@ -19,6 +19,10 @@ WORKLOAD = "web"
 PATHS = ("a", "b", "c", "d", "e")
 LAYER_PATHS = ("x", "y")
 """What the workload keeps outside of its volume, in the container's writable layer."""
+IMAGE: dict[str, int] = {"y": 0}
+"""What its image has beneath that layer, on every host."""
+WHITEOUT = -1
+"""In a layer, in the place of a number: the workload removed what the image has there."""
 
 Tree = dict[str, Any]
 """Path → number of the write, or ``Remote`` for what lies on the other host."""
@@ -68,6 +72,11 @@ class Volume:
     def federated(self) -> Union | None:
         """The union, while the data is not plain."""
         return self.union if self.union is not None and not self.union.settled else None
+
+
+def root_of(layer: Tree) -> Tree:
+    """What a container with this writable layer sees outside of its volume."""
+    return {path: value for path, value in {**IMAGE, **layer}.items() if value != WHITEOUT}
 
 
 @dataclass
@@ -242,8 +251,8 @@ class World:
 
     def visible(self, host: Host, container: Container | None = None) -> Tree:
         """The data under the container, read through whatever it stands on; None is a file that cannot be read."""
-        layer = container.layer if container is not None else {}
-        return {**self._visible_data(host, container), **layer}
+        root = root_of(container.layer) if container is not None else {}
+        return {**self._visible_data(host, container), **root}
 
     def _visible_data(self, host: Host, container: Container | None) -> Tree:
         volume = host.volumes.get(VOLUME)
@@ -292,13 +301,14 @@ class World:
                 self.writes += 1
                 tree[path] = self.truth[path] = self.writes
                 touched = [path]
-            elif path not in tree or path not in self.truth or path == other_path:
+            elif path not in self.truth or path not in {**IMAGE, **tree} or path == other_path:
                 return ""
             elif kind == "delete":
-                del tree[path], self.truth[path]
+                _take_out(tree, path)
+                del self.truth[path]
                 touched = [path]
             else:
-                tree[other_path] = tree.pop(path)
+                tree[other_path] = _take_out(tree, path)
                 self.truth[other_path] = self.truth.pop(path)
                 touched = [path, other_path]
             changed = container.layer_changed if path in LAYER_PATHS else volume.changed
@@ -308,3 +318,11 @@ class World:
                 tracker.marks.update(touched)
             return f"{kind} {' '.join(touched)} on {host.name}"
         return ""
+
+
+def _take_out(tree: Tree, path: str) -> Any:
+    """What a file system does for the one who removes or renames ``path``; returns what was there."""
+    found = tree.pop(path, IMAGE.get(path))
+    if path in IMAGE:
+        tree[path] = WHITEOUT
+    return found

@@ -22,6 +22,9 @@ from hostd.turn import ENDS_STEP
 from tests.support.histories import History
 from tests.support.inspected import container
 
+STARTED_ID = "d" * 64
+"""Of the container that the histories say was started."""
+
 
 @dataclass
 class _Settings:
@@ -44,7 +47,7 @@ class _Engine:
             return []
         return [
             ContainerSummary(
-                id=self.raw["Id"], name="web", image="", image_id="", state="running", labels={}, volumes=(),
+                id=STARTED_ID, name="web", image="", image_id="", state="running", labels={}, volumes=(),
                 published=(),
             )
         ]  # fmt: skip
