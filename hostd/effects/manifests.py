@@ -27,7 +27,7 @@ MAX_INLINE_BYTES = 4 * 1024 * 1024
 def entries_of(context: Context, dirty: DirtyManifest) -> Iterator[Entry]:
     """The entries of a dirty manifest, taken from the event itself when they are in it."""
     if dirty.inline:
-        return decode_manifest(_unpacked(dirty))
+        return decode_manifest(unpacked(dirty))
     return read_manifest(fetched(context, dirty.manifest))
 
 
@@ -45,7 +45,8 @@ def fetched_from(context: Context, peer: Peer, reference: FileRef) -> Path:
     return file
 
 
-def _unpacked(dirty: DirtyManifest) -> bytes:
+def unpacked(dirty: DirtyManifest) -> bytes:
+    """The manifest that is in the event itself. Raises PermanentError when it is not what the event says."""
     try:
         unpacker = zlib.decompressobj()
         raw = unpacker.decompress(base64.b64decode(dirty.inline, validate=True), MAX_INLINE_BYTES)
