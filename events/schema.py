@@ -70,6 +70,8 @@ class Request(Data, frozen=True, kw_only=True):
     """Whether the target may start the container up to its gate while the source still runs, where it can."""
     without: tuple[str, ...] = ()
     """What the container may go without on the target, by the names that a refusal says: ``device:/dev/kvm``."""
+    privileged: bool = False
+    """Consent to move a privileged container with that right."""
     rootfs: bool = True
     """Whether what the container wrote outside of its mounts (its writable layer) travels."""
 

@@ -277,6 +277,22 @@ def view(kind: type[_ViewT], raw: Mapping[str, Any], what: str) -> _ViewT:
         ) from error
 
 
+def require_shallow(raw: Any, what: str) -> None:
+    """Raise PermanentError, naming ``what``, when JSON is nested deeper than whoever looks into it would bear."""
+    level, depth = [raw], 0
+    while level:
+        depth += 1
+        if depth > MAX_NESTING:
+            raise PermanentError(f"the description of {what} is nested too deeply to be one; nothing was changed")
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list | tuple)
+        ]
+
+
 def section(raw: Mapping[str, Any], name: str, what: str) -> dict[str, Any]:
     """A copy of the JSON object ``raw[name]``. Raises PermanentError when there is none."""
     value = raw.get(name)

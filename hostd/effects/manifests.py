@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from hostd.effects.base import Context
 from hostd.manifest import Entry, decode_manifest, read_manifest
 from hostd.peer import Peer
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+"""It becomes the name of a file, and comes from another host."""
 MAX_INLINE_BYTES = 4 * 1024 * 1024
 """Of an inline manifest once unpacked: the source does not inline larger ones."""
 
@@ -38,6 +41,8 @@ def fetched(context: Context, reference: FileRef) -> Path:
 
 def fetched_from(context: Context, peer: Peer, reference: FileRef) -> Path:
     """The file of ``peer`` that ``reference`` names, brought here if it is not here yet."""
+    if not _SHA256.fullmatch(reference.sha256):
+        raise PermanentError(f"{peer.host} names a file by {reference.sha256[:80]!r}, which is no SHA-256; not fetched")
     context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = context.directory / f"{reference.sha256}.manifest"
     if not file.exists():
