@@ -169,7 +169,7 @@ class OutputReader:
 
     def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
         self._on_progress = on_progress
-        self._rest = b""
+        self._rest = bytearray()
         self._files = 0
         self._statistics: dict[bytes, int] = {}
 
@@ -179,15 +179,20 @@ class OutputReader:
         return len(self._rest)
 
     def feed(self, chunk: bytes) -> None:
-        *lines, rest = re.split(rb"[\r\n]", self._rest + chunk)
-        self._rest = rest[:MAX_LINE_BYTES]
+        """Take in what has come, of any length."""
+        *lines, rest = re.split(rb"[\r\n]", chunk)
         for line in lines:
-            if (found := self._STATISTIC.match(line)) is not None and found.group(1) in _STATISTICS:
-                self._statistics[found.group(1)] = int(found.group(2))
-            elif (seen := self._PROGRESS.match(line)) is not None and self._on_progress is not None:
-                if (count := self._COUNT.search(line)) is not None:
-                    self._files = int(count.group(1))
-                self._on_progress(Progress(bytes=int(seen.group(1)), files=self._files))
+            self._line(bytes(self._rest) + line)
+            self._rest.clear()
+        self._rest += rest[: MAX_LINE_BYTES - len(self._rest)]
+
+    def _line(self, line: bytes) -> None:
+        if (found := self._STATISTIC.match(line)) is not None and found.group(1) in _STATISTICS:
+            self._statistics[found.group(1)] = int(found.group(2))
+        elif (seen := self._PROGRESS.match(line)) is not None and self._on_progress is not None:
+            if (count := self._COUNT.search(line)) is not None:
+                self._files = int(count.group(1))
+            self._on_progress(Progress(bytes=int(seen.group(1)), files=self._files))
 
     def result(self, seconds: float, *, vanished: bool) -> RsyncResult:
         self.feed(b"\n")

@@ -46,7 +46,7 @@ IRREVOCABLE_STATES = frozenset(
 MAX_REASON_CHARACTERS = 2000
 """An event is bounded; a tool's whole output belongs into the log."""
 MAX_REASONS = 50
-MAX_REASONS_CHARACTERS = 10_000
+MAX_REASONS_CHARACTERS = 6_000
 """Of all reasons together: a character may take six bytes in an event, which may have 64 KiB."""
 ENDS_STEP = "ends_step"
 """An outcome that holds this ends its step: another host has to do something first, and the event says what."""

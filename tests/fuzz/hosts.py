@@ -42,6 +42,7 @@ from hostd.manifest import (
     write_manifest,
 )
 from hostd.peer import Peer
+from hostd.process import MAX_STDERR_BYTES
 from hostd.shared_storage import SharedPlace, find_shared, told, volume_problem, without_secrets
 from hostd.spec import data_mounts, decode_spec, encode_spec, from_inspect, missing_ports, port_bindings, to_create_body
 from hostd.spec_rules import target_problems
@@ -185,13 +186,13 @@ def run_words(raw: bytes) -> None:
     step = 1 + len(raw) % 97
     for start in range(0, len(raw), step):
         reader.feed(raw[start : start + step])
-        assert reader.held_bytes <= MAX_LINE_BYTES + step
+        assert reader.held_bytes <= MAX_LINE_BYTES
     result = reader.result(1.0, vanished=False)
     assert all(
         number < 2**80
         for number in (*seen, result.bytes_received, result.files, result.literal_bytes, result.matched_bytes)
     )
-    text = raw.decode("utf-8", "replace")
+    text = raw[:MAX_STDERR_BYTES].decode("utf-8", "replace")
     only_vanished(text)
     assert isinstance(ssh_error(PEER, text), CargoError)
     for code in (1, 11, 23, 24, 255, 7):
