@@ -79,24 +79,28 @@ def run_request(raw: bytes) -> None:
         _told(event)
 
 
-def run_control(raw: bytes) -> None:
-    """In every state there is: an event that can be appended, or none."""
-    control = controls.parse(raw)
+def _states() -> tuple[Event, list[lifecycle.Lifecycle]]:
+    """Every state on the straight way, and one with a failure that has much to say."""
     history = History()
     states = [lifecycle.Lifecycle()]
     for name in HAPPY_PATH:
         states.append(lifecycle.apply(states[-1], history.add(name)))
-    states.append(lifecycle.apply(states[2], _failed(history.events[1])))
-    for state in states:
-        answer = controls.answer(control, state)
-        if answer is not None:
-            _told(next_event(history.events[-1], answer, cause=1, stamp=STAMP))
-
-
-def _failed(previous: Event) -> Event:
     stamp = msgspec.structs.replace(STAMP, by="hostd/alpha")
     long = schema.StepFailed(step="prepare", reason="x" * 50_000, retrying=True, attempt=1, advice="y")
-    return next_event(previous, long, cause=1, stamp=stamp)
+    states.append(lifecycle.apply(states[2], next_event(history.events[1], long, cause=1, stamp=stamp)))
+    return history.events[-1], states
+
+
+LAST, STATES = _states()
+
+
+def run_control(raw: bytes) -> None:
+    """In every state there is: an event that can be appended, or none."""
+    control = controls.parse(raw)
+    for state in STATES:
+        answer = controls.answer(control, state)
+        if answer is not None:
+            _told(next_event(LAST, answer, cause=1, stamp=STAMP))
 
 
 def _told(event: Event) -> None:
@@ -282,7 +286,7 @@ KEYS = (
 )
 
 TARGETS = (
-    Target("request", run_request, [json.dumps(one).encode() for one in REQUESTS], "json"),
+    Target("request", run_request, [json.dumps(one).encode() for one in REQUESTS], "json", 6),
     Target("control", run_control, CONTROLS, "bytes"),
     Target("control-json", run_control, CONTROLS[len(controls.CONTROLS) :], "json"),
     Target(
@@ -291,9 +295,9 @@ TARGETS = (
         [records.encode_host(HOST), records.encode_container(CONTAINER), records.encode_placement(PLACEMENT)],
         "json",
     ),
-    Target("event", run_event, [*_EVENTS, *_HEADS], "json"),
+    Target("event", run_event, [*_EVENTS, *_HEADS], "json", 8),
     Target("history", run_history, [_rows(events) for events in _histories()], "json", 2),
-    Target("failpoints", run_failpoints, FAILPOINTS),
-    Target("keys", run_keys, KEYS),
+    Target("failpoints", run_failpoints, FAILPOINTS, weight=6),
+    Target("keys", run_keys, KEYS, weight=6),
     Target("export", run_export, _SMALL, weight=1),
 )

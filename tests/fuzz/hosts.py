@@ -395,9 +395,9 @@ EVENTS = (
 TARGETS = (
     Target("docker", run_docker, _docker_seeds(), "json"),
     Target("spec", run_spec, [_spec_seed()], "json"),
-    Target("docker-event", run_docker_event, EVENTS),
+    Target("docker-event", run_docker_event, EVENTS, weight=6),
     Target("engine", run_engine, [json.dumps(INFO).encode(), json.dumps([ROW]).encode()], "json"),
-    Target("names", run_segment, (b"web", b"sha256:abc", b"repo/name@sha256:1", b"10.0.0.1:5000/x:tag")),
+    Target("names", run_segment, (b"web", b"sha256:abc", b"repo/name@sha256:1", b"10.0.0.1:5000/x:tag"), weight=6),
     Target("words", run_words, WORDS),
     Target("tar", run_tar, (_archive(),), weight=1),
     Target("manifest", run_manifest, (_manifest(),), weight=2),
