@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from events.schema import Request, Requested
 from events.settings import SettingsError
 from hostd import settings
+from hostd.effects import check_target, describe_container
+from hostd.fidelity import known_name, stripped
 from hostd.moves import Moves, Place, privilege_refusal, refusals, undeclared
+from hostd.spec import ContainerSpec, from_inspect
+from tests.support.histories import prepared
+from tests.support.inspected import container, image
 from tests.unit.test_settings import MINIMAL, write
 
 STRICT = Moves(
@@ -117,3 +124,51 @@ def test_the_settings_are_read_and_the_default_is_the_documented_one(tmp_path: P
     with pytest.raises(SettingsError, match="ask or never") as caught:
         settings.load(write(tmp_path, MINIMAL + "[moves]\nprivileged = perhaps\nbinds = srv\n"))
     assert "absolute" in str(caught.value)
+
+
+# --- the two steps that ask ----------------------------------------------------------------------------
+
+
+def asked(host: str, moves: Moves, spec: ContainerSpec, **wish: Any) -> Any:
+    """As much of a step's context as the questions look at."""
+    request = Request(container="web", source="alpha", target="beta", **wish)
+    view = SimpleNamespace(
+        request=request,
+        requested=Requested(request=request, container_id=spec.container_id),
+        source_prepared=prepared(mounts=spec.mounts),
+    )
+    return SimpleNamespace(host=host, view=view, bench=SimpleNamespace(settings=SimpleNamespace(moves=moves)))
+
+
+def mighty() -> ContainerSpec:
+    raw = container()
+    raw["HostConfig"]["Privileged"] = True
+    return from_inspect(raw, image())[0]
+
+
+def test_a_privileged_container_is_asked_about_on_both_hosts() -> None:
+    """F10: consent keeps the right, `without` leaves it behind, and a host may say never to either."""
+    spec, never = mighty(), Moves(privileged="never")
+    plain = stripped(spec, ["privileged"])
+    assert known_name("privileged") and not plain.host_config.get("Privileged")
+    leaves, comes = describe_container._kept_here, check_target._not_let_in
+    assert leaves(asked("alpha", Moves(), spec, privileged=True), spec) == []
+    assert leaves(asked("alpha", Moves(), spec, without=("privileged",)), spec) == []
+    assert "the container is privileged" in leaves(asked("alpha", Moves(), spec), spec)[0]
+    assert "alpha moves no privileged" in leaves(asked("alpha", never, spec, privileged=True), spec)[0]
+    assert "alpha moves no privileged" in leaves(asked("alpha", never, spec, without=("privileged",)), spec)[0]
+    assert comes(asked("beta", Moves(), spec, privileged=True), spec) == []
+    assert "the container is privileged" in comes(asked("beta", Moves(), spec), spec)[0]
+    assert "beta moves no privileged" in comes(asked("beta", never, spec, privileged=True), spec)[0]
+    assert comes(asked("beta", never, plain, without=("privileged",)), plain) == []
+
+
+def test_a_target_takes_no_specification_that_asks_for_more_than_the_history_names() -> None:
+    """F9: a source that was taken over writes whatever it likes into it."""
+    raw = container()
+    raw["HostConfig"]["Binds"] = ["data:/data", "/srv/www:/www:ro"]
+    spec = from_inspect(raw, image())[0]
+    context = asked("beta", Moves(), spec)
+    assert check_target._not_let_in(context, spec) == []
+    spec.host_config["Binds"].append("/root:/root")
+    assert "'/root'" in "".join(check_target._not_let_in(context, spec))
