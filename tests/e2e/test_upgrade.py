@@ -25,7 +25,7 @@ POINTS = (
     ("alpha", "source.stop_container:after_effect"),
     ("alpha", "source.digest_trees:after_effect"),
     ("beta", "target.create_container:after_effect"),
-    ("beta", "target.pull_round:before_event"),
+    ("beta", "target.sync:before_event"),
     ("beta", "target.apply_dirty:after_effect"),
     ("beta", "target.unite:after_event"),
     ("beta", "target.start_container:after_effect"),
