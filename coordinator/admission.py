@@ -19,6 +19,9 @@ from events.schema import Data, Rejected, Request, Requested, Strategy
 MAX_REQUEST_BYTES = 16 * 1024
 """A request is a handful of fields; more is a mistake or an attack on the parser."""
 MAX_SHOWN_CHARACTERS = 1000
+MAX_REASONS = 100
+MAX_REASONS_CHARACTERS = 8000
+"""Of all reasons together: a character may take six bytes in an event, which may have 64 KiB."""
 SPACE_MARGIN = 1.1
 """Free space that the target must have, as a multiple of the data: blocks, directories, rounding."""
 STRATEGIES = get_args(Strategy)
@@ -77,6 +80,7 @@ _FIELDS: dict[str, _Field] = {
         lambda v: isinstance(v, list) and len(v) <= MAX_WITHOUT and all(map(_is_name, v)),
         f'a list of at most {MAX_WITHOUT} names such as "device:/dev/kvm"',
     ),
+    "privileged": _Field(lambda v: type(v) is bool, "true or false"),
     "image": _Field(lambda v: v in ("transfer", "pull", "refuse"), "transfer, pull or refuse"),
     "start": _Field(lambda v: v in ("warm", "cold"), "warm or cold"),
     "rootfs": _Field(lambda v: type(v) is bool, "true or false"),
@@ -91,11 +95,23 @@ def examine(migration: str, raw: bytes, world: World) -> Data:
         container_id = _possible(request, world, reasons)
     if reasons or request is None:
         return Rejected(
-            reasons=tuple(reasons),
+            reasons=_within_an_event(reasons),
             request_key=_shown(migration, 200),
             request_text=_shown(raw[:4000].decode("utf-8", "backslashreplace"), MAX_SHOWN_CHARACTERS),
         )
     return Requested(request=request, container_id=container_id, target_address=world.hosts[request.target].address)
+
+
+def _within_an_event(reasons: list[str]) -> tuple[str, ...]:
+    """``reasons``, as many as an event can hold: some come from agents, and may be of any number and length."""
+    kept: list[str] = []
+    left = MAX_REASONS_CHARACTERS
+    for reason in reasons:
+        if len(kept) == MAX_REASONS or left <= 0:
+            return (*kept, f"and {len(reasons) - len(kept)} more reasons")
+        kept.append(reason if len(reason) <= left else reason[:left] + "…")
+        left -= len(reason)
+    return tuple(kept)
 
 
 def understand(migration: str, raw: bytes) -> tuple[Request | None, list[str]]:
@@ -211,7 +227,7 @@ def _check_source(request: Request, container: ContainerRecord, world: World, re
         f"{mount.name} is also used by the running container {other!r}; "
         "its writes would be lost, so stop that one first"
         for mount in container.mounts
-        for other in mount.shared_with
+        for other in mount.shared_with[:MAX_REASONS]
         if not mount.file_system
     )
 

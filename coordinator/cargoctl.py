@@ -91,6 +91,9 @@ def _fleet_commands(commands: Commands) -> None:
         "--without", action="append", metavar="NAME", help="what it may go without there, such as device:/dev/kvm"
     )
     sub.add_argument(
+        "--privileged", action="store_true", default=None, help="consent to move a privileged container with that right"
+    )
+    sub.add_argument(
         "--no-rootfs",
         dest="rootfs",
         action="store_false",

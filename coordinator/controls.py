@@ -61,6 +61,7 @@ def parse(raw: bytes) -> Control:
         return Control(text)
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is text that no event can hold
     except (ValueError, RecursionError):
         return Control(shown, problem=f"not a known control (known: {', '.join(CONTROLS)})")
     name = value.get("control") if isinstance(value, dict) else None

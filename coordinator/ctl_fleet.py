@@ -32,6 +32,7 @@ REQUEST_OPTIONS = (
     "remote",
     "start",
     "without",
+    "privileged",
     "rootfs",
 )
 

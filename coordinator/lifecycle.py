@@ -299,7 +299,8 @@ def _before_claim(lifecycle: Lifecycle) -> Decision | None:
         final = [(where, failed) for where, failed in lifecycle.failures if not failed.retrying]
         if final:
             reasons = [f"{where}: {reason}" for where, f in final for reason in (f.reasons or (f.reason,))]
-            return _order(lifecycle, AbortOrdered(reason="; ".join(reasons)), "aborting: " + "; ".join(reasons))
+            why = "; ".join(reasons)[:MAX_WORDS_CHARACTERS]
+            return _order(lifecycle, AbortOrdered(reason=why), f"aborting: {why}")
         if lifecycle.paused and not lifecycle.source_stopped:
             return Decision("paused by a person, before the stop; `resume` goes on")
     return None
@@ -344,6 +345,8 @@ def _after_round(lifecycle: Lifecycle) -> Decision:
     return _order(lifecycle, cutover, f"ordering the cut-over: {why}")
 
 
+MAX_WORDS_CHARACTERS = 8000
+"""Of what agents said, where it is repeated in an event: a character may take six bytes, and an event may have 64 KiB."""
 MAX_TRACKING_LOSSES = 2
 """A source whose tracker is lost this often (too few watches, a queue that always overflows) is not going to
 keep it: then the whole tree is federated, and nothing is assumed."""
@@ -354,7 +357,8 @@ def _during_cut_over(lifecycle: Lifecycle) -> Decision:
         return Decision(waiting_for(lifecycle))
     order = SyncOrdered(
         round=lifecycle.round_ordered + 1,
-        why=f"the source cannot vouch for its dirty set ({lifecycle.tracking_lost}); compare everything",
+        why="the source cannot vouch for its dirty set "
+        f"({lifecycle.tracking_lost[:MAX_WORDS_CHARACTERS]}); compare everything",
         contents=lifecycle.request is None or lifecycle.request.strategy != "postcopy",
     )
     return _order(lifecycle, order, "another round: the source's tracking was lost")
@@ -370,6 +374,7 @@ def waiting_for(lifecycle: Lifecycle) -> str:
     source = request.source if request else "the source"
     target = request.target if request else "the target"
     failing = "; ".join(f"{where} failed ({failed.reason}); {failed.advice}" for where, failed in lifecycle.failures)
+    failing = failing[:MAX_WORDS_CHARACTERS]
     sentence = {
         "admit": "the request was found possible",
         "prepare": f"{source} and {target} get ready",
@@ -394,7 +399,7 @@ def waiting_for(lifecycle: Lifecycle) -> str:
         "rejected": "done: rejected, nothing was changed",
     }.get(lifecycle.state, lifecycle.state)
     if lifecycle.unhealthy is not None and lifecycle.reversible:
-        said = f" ({lifecycle.unhealthy})" if lifecycle.unhealthy else ""
+        said = f" ({lifecycle.unhealthy[:MAX_WORDS_CHARACTERS]})" if lifecycle.unhealthy else ""
         sentence += f"; its health check says that it is unhealthy there{said}: `rollback` brings it back to {source}"
     return f"{sentence}; but {failing}" if failing else sentence
 

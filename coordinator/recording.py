@@ -186,6 +186,10 @@ def _meta(raw: bytes, line: int) -> dict[str, Any]:
         value = meta.get(name)
         if (value is None and required) or (value is not None and type(value) is not kind):
             raise FileFormatError(f"line {line}: {name!r} is missing or of a wrong type")
+    try:
+        json.dumps(meta, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FileFormatError(f"line {line} holds text that is not Unicode") from error
     lists = (*((number, int) for number in meta.get("numbers", ())), *((key, str) for key in meta.get("strange", ())))
     if any(type(value) is not kind for value, kind in lists):
         raise FileFormatError(f"line {line}: one of its lists holds something of a wrong type")

@@ -343,6 +343,9 @@ class Service:
                 raise
             log.info("the request was admitted already")
             return
+        except SchemaError as error:
+            log.error("the request cannot be answered", reason=str(error))
+            return
         if isinstance(answer, Rejected):
             log.info("rejected", seq=event.seq, reasons=list(answer.reasons))
             return
@@ -373,6 +376,9 @@ class Service:
                     raise
                 except ConflictError:
                     continue
+                except SchemaError as error:
+                    log.error("the control cannot be answered", reason=str(error))
+                    break
                 log.info("control answered", answer=event.type, seq=event.seq)
                 if event.type in ("control_refused", "resumed"):
                     break  # answered; the others are asked again, because their answer may take a second event
@@ -408,6 +414,9 @@ class Service:
                 raise
             except ConflictError:
                 continue
+            except SchemaError as error:
+                self._halt(migration, str(error))
+                return
         raise StoreUnavailableError(f"appending to {migration} lost {MAX_CONFLICTS} times in a row")
 
     def _read(self, migration: str) -> Tracked | None:

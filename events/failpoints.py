@@ -23,7 +23,10 @@ import structlog
 
 from events.errors import CargoError, TransientError
 
-_SPEC = re.compile(r"(?P<point>[a-z_]+\.[a-z_]+:[a-z_]+)=(?P<action>[a-z]+)(\((?P<arg>[^()]*)\))?(@(?P<nth>\d+))?")
+_SPEC = re.compile(
+    r"(?P<point>[a-z_]+\.[a-z_]+:[a-z_]+)=(?P<action>[a-z]+)(\((?P<arg>[^()]*)\))?(@(?P<nth>[0-9]{1,9}))?"
+)
+MAX_DELAY_SECONDS = 7 * 24 * 3600.0
 ENVIRONMENT_VARIABLE = "CARGO_FAILPOINTS"
 
 
@@ -48,9 +51,13 @@ def parse(text: str) -> dict[str, Fault]:
             )
         if match["action"] == "delay":
             try:
-                float(match["arg"] or "")
+                seconds = float(match["arg"] or "")
             except ValueError:
-                raise CargoError(f"the failpoint {part[:120]!r} needs a number of seconds") from None
+                seconds = -1.0
+            if not 0 <= seconds <= MAX_DELAY_SECONDS:  # not a number is not within them either
+                raise CargoError(
+                    f"the failpoint {part[:120]!r} needs a number of seconds from 0 to {MAX_DELAY_SECONDS:.0f}"
+                )
         faults[match["point"]] = Fault(match["action"], match["arg"] or "", int(match["nth"] or 0))
     return faults
 

@@ -70,6 +70,8 @@ class Request(Data, frozen=True, kw_only=True):
     """Whether the target may start the container up to its gate while the source still runs, where it can."""
     without: tuple[str, ...] = ()
     """What the container may go without on the target, by the names that a refusal says: ``device:/dev/kvm``."""
+    privileged: bool = False
+    """Consent to move a privileged container with that right."""
     rootfs: bool = True
     """Whether what the container wrote outside of its mounts (its writable layer) travels."""
 
@@ -653,28 +655,30 @@ _data_decoders: dict[str, msgspec.json.Decoder[Any]] = {
 def next_event(previous: Event | None, data: Data, *, cause: int, stamp: Stamp) -> Event:
     """The event that follows ``previous`` (None for the first), encoded and chained.
 
-    Raises SchemaError when ``data`` is no event's payload or the result exceeds MAX_EVENT_BYTES.
+    Raises SchemaError when ``data`` is no event's payload, holds text that is not Unicode, or exceeds MAX_EVENT_BYTES.
     """
     name = TYPE_OF.get(type(data))
     if name is None:
         raise SchemaError(f"{type(data).__name__} is not the payload of any event")
     seq = 1 if previous is None else previous.seq + 1
     prev = GENESIS if previous is None else previous.digest
-    raw = _encoder.encode(
-        {
-            "v": ENVELOPE_VERSION,
-            "seq": seq,
-            "uuid": stamp.uuid,
-            "prev": prev,
-            "type": name,
-            "at": stamp.at,
-            "by": stamp.by,
-            "boot": stamp.boot,
-            "cause": cause,
-            "epoch": stamp.epoch,
-            "data": data,
-        }
-    )
+    envelope = {
+        "v": ENVELOPE_VERSION,
+        "seq": seq,
+        "uuid": stamp.uuid,
+        "prev": prev,
+        "type": name,
+        "at": stamp.at,
+        "by": stamp.by,
+        "boot": stamp.boot,
+        "cause": cause,
+        "epoch": stamp.epoch,
+        "data": data,
+    }
+    try:
+        raw = _encoder.encode(envelope)
+    except (UnicodeEncodeError, msgspec.MsgspecError) as error:
+        raise SchemaError(f"the event {name} holds what cannot be written ({error}); it was not written") from error
     if len(raw) > MAX_EVENT_BYTES:
         raise SchemaError(
             f"the event {name} would be {len(raw)} bytes, over the limit of {MAX_EVENT_BYTES}; it was not written"
@@ -760,7 +764,7 @@ def decode_head(raw: bytes) -> Head:
     """The head in a stored value. Raises SchemaError."""
     try:
         return _head_decoder.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise SchemaError(f"a migration's head cannot be read: {error}") from error
 
 

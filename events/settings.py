@@ -90,9 +90,9 @@ class Reader:
             self.problems.append(f"[{section}] {option} = {value!r} is not an absolute path")
         return Path(value)
 
-    def items(self, section: str, option: str) -> tuple[str, ...]:
+    def items(self, section: str, option: str, default: str = "") -> tuple[str, ...]:
         """The option as a list, separated by commas or blanks."""
-        return tuple(self.text(section, option, "").replace(",", " ").split())
+        return tuple(self.text(section, option, default).replace(",", " ").split())
 
     def valid(self, section: str, option: str, value: str, rule: Callable[[str], bool], words: str) -> str:
         """``value`` if ``rule`` holds, otherwise a problem in ``words``."""

@@ -205,6 +205,65 @@ class VolumeView(View, frozen=True, kw_only=True):
     options: dict[str, str] | None = None
 
 
+class VersionView(View, frozen=True, kw_only=True):
+    """``docker version`` of the engine."""
+
+    version: str = ""
+    api_version: str = ""
+
+
+class PluginsView(View, frozen=True, kw_only=True):
+    """``Plugins`` of the engine."""
+
+    log: tuple[str, ...] | None = None
+
+
+class InfoView(View, frozen=True, kw_only=True):
+    """``docker info``."""
+
+    driver: str = ""
+    driver_status: tuple[list[str], ...] | None = None
+    security_options: tuple[str, ...] | None = None
+    cgroup_version: str = "1"
+    cgroup_driver: str = ""
+    live_restore_enabled: bool | None = None
+    docker_root_dir: str = ""
+    plugins: PluginsView | None = None
+    ncpu: int = msgspec.field(name="NCPU", default=0)
+    name: str = ""
+    kernel_version: str = ""
+    architecture: str = ""
+    runtimes: dict[str, Any] | None = None
+
+
+class RowMountView(View, frozen=True, kw_only=True):
+    """One entry of ``Mounts`` of a listed container."""
+
+    name: str | None = None
+
+
+class RowPortView(View, frozen=True, kw_only=True):
+    """One entry of ``Ports`` of a listed container."""
+
+    private_port: int = 0
+    public_port: int | None = None
+    type: str = ""
+    ip: str | None = msgspec.field(name="IP", default=None)
+
+
+class RowView(View, frozen=True, kw_only=True):
+    """One row of ``docker ps --all``."""
+
+    id: str
+    names: tuple[str, ...] | None = None
+    image: str
+    image_id: str = msgspec.field(name="ImageID")
+    state: str
+    labels: dict[str, str] | None = None
+    mounts: tuple[RowMountView, ...] | None = None
+    ports: tuple[RowPortView, ...] | None = None
+
+
 _ViewT = TypeVar("_ViewT", bound=View)
 
 
@@ -216,6 +275,22 @@ def view(kind: type[_ViewT], raw: Mapping[str, Any], what: str) -> _ViewT:
         raise PermanentError(
             f"Docker's description of {what} is not one that this version understands ({error}); nothing was changed"
         ) from error
+
+
+def require_shallow(raw: Any, what: str) -> None:
+    """Raise PermanentError, naming ``what``, when JSON is nested deeper than whoever looks into it would bear."""
+    level, depth = [raw], 0
+    while level:
+        depth += 1
+        if depth > MAX_NESTING:
+            raise PermanentError(f"the description of {what} is nested too deeply to be one; nothing was changed")
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list | tuple)
+        ]
 
 
 def section(raw: Mapping[str, Any], name: str, what: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ import requests
 import urllib3
 
 from events.errors import CargoError, PermanentError, TransientError
+from hostd.docker_json import InfoView, VersionView, view
 from hostd.engine_calls import (
     ContainerSummary,
     DiskFree,
@@ -100,30 +101,7 @@ class Engine(ContainerCalls, VolumeCalls):
         """Versions and properties. Raises TransientError, PermanentError."""
         what = "asking Docker about itself"
         version = self._json("GET", "/version", what=what)
-        info = self._json("GET", "/info", what=what)
-        status = [pair for pair in info.get("DriverStatus") or [] if isinstance(pair, list)]
-        options = [str(option).split(",")[0] for option in info.get("SecurityOptions") or []]
-        security = tuple(sorted(option.removeprefix("name=") for option in options))
-        return EngineInfo(
-            engine_version=str(version.get("Version", "")),
-            api_version=str(version.get("ApiVersion", "")),
-            storage_driver=str(info.get("Driver", "")),
-            containerd_snapshotter=["driver-type", "io.containerd.snapshotter.v1"] in status,
-            cgroup_version=str(info.get("CgroupVersion", "1")),
-            live_restore=bool(info.get("LiveRestoreEnabled")),
-            userns_remap="userns" in security,
-            user_namespace=os.path.basename(str(info.get("DockerRootDir", ""))) if "userns" in security else "",
-            log_drivers=tuple(sorted((info.get("Plugins") or {}).get("Log") or ())),
-            security=security,
-            abilities=tuple(sorted(name for name, value in info.items() if value is True)),
-            cpus=int(info.get("NCPU") or 0),
-            cgroup_driver=str(info.get("CgroupDriver", "")),
-            data_root=str(info.get("DockerRootDir", "")),
-            host_name=str(info.get("Name", "")),
-            kernel=str(info.get("KernelVersion", "")),
-            architecture=str(info.get("Architecture", "")),
-            runtimes=tuple(sorted(info.get("Runtimes") or {})),
-        )
+        return info_in(version, self._json("GET", "/info", what=what))
 
     version = info
 
@@ -321,11 +299,42 @@ class Engine(ContainerCalls, VolumeCalls):
             raise TransientError(f"{what}: Docker cannot be reached or broke off ({error})") from error
 
 
+def info_in(version: Mapping[str, Any], info: Mapping[str, Any]) -> EngineInfo:
+    """What ``/version`` and ``/info`` answer. Raises PermanentError when a type is not as documented."""
+    seen = view(InfoView, info, "itself")
+    released = view(VersionView, version, "its version")
+    options = [option.split(",")[0] for option in seen.security_options or ()]
+    security = tuple(sorted(option.removeprefix("name=") for option in options))
+    return EngineInfo(
+        engine_version=released.version,
+        api_version=released.api_version,
+        storage_driver=seen.driver,
+        containerd_snapshotter=["driver-type", "io.containerd.snapshotter.v1"] in (seen.driver_status or ()),
+        cgroup_version=seen.cgroup_version,
+        live_restore=bool(seen.live_restore_enabled),
+        userns_remap="userns" in security,
+        user_namespace=os.path.basename(seen.docker_root_dir) if "userns" in security else "",
+        log_drivers=tuple(sorted((seen.plugins.log if seen.plugins is not None else None) or ())),
+        security=security,
+        abilities=tuple(sorted(name for name, value in info.items() if value is True)),
+        cpus=seen.ncpu,
+        cgroup_driver=seen.cgroup_driver,
+        data_root=seen.docker_root_dir,
+        host_name=seen.name,
+        kernel=seen.kernel_version,
+        architecture=seen.architecture,
+        runtimes=tuple(sorted(seen.runtimes or {})),
+    )
+
+
 def _segment(name: str) -> str:
     """``name`` as a part of a URL's path. Names come from other hosts: none may lead to another request."""
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise PermanentError(f"{name[:200]!r} is not a name of anything in Docker")
-    return urllib.parse.quote(name, safe="/:@")
+    try:
+        return urllib.parse.quote(name, safe="/:@")
+    except UnicodeEncodeError:
+        raise PermanentError(f"{name[:200]!r} is not a name of anything in Docker") from None
 
 
 def _raise_api_error(what: str, error: docker.errors.APIError) -> NoReturn:
@@ -343,7 +352,7 @@ def _raise_api_error(what: str, error: docker.errors.APIError) -> NoReturn:
 def _raise_said_error(what: str, lines: Iterable[bytes]) -> None:
     """Docker answers such requests with success at once, and tells of a failure in the stream that follows."""
     for line in lines:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             said = msgspec.json.decode(line)
             if isinstance(said, dict) and said.get("error"):
                 raise PermanentError(f"{what} failed: {str(said['error'])[:1000]}; nothing was changed")
@@ -362,7 +371,7 @@ def _event(line: bytes) -> DockerEvent | None:
             id=str(actor.get("ID", "")),
             name=str((actor.get("Attributes") or {}).get("name", "")),
         )
-    except (msgspec.DecodeError, AttributeError):
+    except (msgspec.DecodeError, AttributeError, UnicodeDecodeError, RecursionError):
         return DockerEvent(kind="resync")
 
 

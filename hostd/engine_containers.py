@@ -15,7 +15,7 @@ import msgspec
 
 from events.errors import PermanentError, RefusedError, TransientError
 from events.schema import PortBinding
-from hostd.docker_json import ContainerView, view
+from hostd.docker_json import ContainerView, RowView, view
 from hostd.engine_calls import ContainerSummary, MissingError, NameTakenError, StopResult
 from hostd.engine_images import ImageCalls
 from hostd.image_identity import is_same
@@ -322,32 +322,22 @@ def _stop_result(container: ContainerView) -> StopResult:
 
 
 def _summary(row: Any) -> ContainerSummary:
-    if not isinstance(row, dict):
-        raise PermanentError("listing containers: Docker's answer is not as documented")
+    found = view(RowView, row, "a container in a list")
     # With links a container has several names; its own has one slash.
-    names = [name[1:] for name in row.get("Names") or [] if isinstance(name, str) and name.count("/") == 1]
-    mounts = [mount for mount in row.get("Mounts") or [] if isinstance(mount, dict)]
-    ports = [port for port in row.get("Ports") or [] if isinstance(port, dict) and port.get("PublicPort")]
-    try:
-        return msgspec.convert(
-            {
-                "id": row.get("Id"),
-                "name": names[0] if names else "",
-                "image": row.get("Image"),
-                "image_id": row.get("ImageID"),
-                "state": row.get("State"),
-                "labels": row.get("Labels") or {},
-                "volumes": [mount["Name"] for mount in mounts if mount.get("Name")],
-                "published": [
-                    {
-                        "container_port": f"{port.get('PrivatePort')}/{port.get('Type')}",
-                        "host_ip": port.get("IP") or "",
-                        "host_port": port["PublicPort"],
-                    }
-                    for port in ports
-                ],
-            },
-            ContainerSummary,
-        )
-    except msgspec.ValidationError as error:
-        raise PermanentError(f"listing containers: Docker's answer is not as documented ({error})") from error
+    names = [name[1:] for name in found.names or () if name.count("/") == 1]
+    return ContainerSummary(
+        id=found.id,
+        name=names[0] if names else "",
+        image=found.image,
+        image_id=found.image_id,
+        state=found.state,
+        labels=found.labels or {},
+        volumes=tuple(mount.name for mount in found.mounts or () if mount.name),
+        published=tuple(
+            PortBinding(
+                container_port=f"{port.private_port}/{port.type}", host_ip=port.ip or "", host_port=port.public_port
+            )
+            for port in found.ports or ()
+            if port.public_port
+        ),
+    )

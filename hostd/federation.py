@@ -40,6 +40,7 @@ from hostd.beneath import Beneath, empty_directory, exchange, remove_tree
 from hostd.fold import fold_tree, may_take_its_place, swap_into_place, swapped, write_durably
 from hostd.lower_process import LowerProcess
 from hostd.nfs_client import Export
+from hostd.own_file import read_own
 from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, Placeholder
 from hostd.rootfs import require_unused
 from hostd.settings import PATIENCE_SECONDS
@@ -440,7 +441,7 @@ class Union:
         if not settled and not abandon and (self.stage / "created").exists():
             raise PermanentError(f"{self.stage} holds the data of {self.place}, which has not been folded yet")
         marker = self.stage / "created"
-        made = marker.exists() and msgspec.msgpack.decode(marker.read_bytes(), type=_Created).made_place
+        made = marker.exists() and read_own(marker, _Created).made_place
         if place_too and made and not settled:
             self._remove_empty_place()
         # From here on the stage is rubbish, also to whoever finds it after a crash in the middle of this.
@@ -459,7 +460,7 @@ class Union:
     def _placeholders(self) -> list[Placeholder]:
         if not self._placeholders_file.exists():
             return []
-        records = msgspec.msgpack.decode(self._placeholders_file.read_bytes(), type=list[_Record])
+        records = read_own(self._placeholders_file, list[_Record])
         return [Placeholder(r.path, r.size, r.handle_type, r.handle) for r in records]
 
     def _untouched(self, earlier: list[Placeholder], applied: Applied, entries: list[Entry]) -> list[Placeholder]:

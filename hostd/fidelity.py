@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hostd.docker_json import HostConfigView, view
+from hostd.moves import PRIVILEGED
 from hostd.spec import ContainerSpec
 
 MAX_DIGITS = 10
@@ -362,6 +363,7 @@ _LEAVE_OUT: dict[str, Callable[[_Parts, _Parts, str], None]] = {
     "selinux": _without_security("label"),
     "gpu": _without("DeviceRequests"),
     "init": _without("Init"),
+    PRIVILEGED: _without("Privileged"),
     "cgroupns": _without("CgroupnsMode"),
     "cgroup-parent": _without("CgroupParent"),
 }

@@ -20,6 +20,7 @@ import msgspec
 
 from events.errors import PermanentError
 from hostd.beneath import Beneath, exchange, reach, remove_tree
+from hostd.own_file import read_own
 from hostd.placement import METACOPY, OVERLAY_PREFIX, REDIRECT, Metadata, read_xattrs, set_metadata
 from hostd.transport import sync_filesystem
 
@@ -58,7 +59,7 @@ def fold_tree(tree: Path, replica: Path, spare: Path, journal: Path, *, layer: b
         _require_contents(upper, contents, work)
         if journal.exists():
             # An earlier attempt disturbed the times already; only its own record of them is true.
-            times = msgspec.msgpack.decode(journal.read_bytes(), type=list[_Times])
+            times = read_own(journal, list[_Times])
         else:
             times = work.directories
             write_durably(journal, msgspec.msgpack.encode(times))
@@ -83,7 +84,7 @@ def swap_into_place(tree: Path, place: Path, journal: Path) -> None:
     """
     if not journal.exists():
         write_durably(journal, msgspec.msgpack.encode(_Swap(tree.lstat().st_ino)))
-    wanted = msgspec.msgpack.decode(journal.read_bytes(), type=_Swap).inode
+    wanted = read_own(journal, _Swap).inode
     if _inode(place) == wanted:
         return
     if _inode(tree) != wanted:
@@ -104,14 +105,14 @@ def swapped(place: Path, journal: Path) -> bool:
     """Whether ``swap_into_place`` has done its work."""
     if not journal.exists():
         return False
-    return _inode(place) == msgspec.msgpack.decode(journal.read_bytes(), type=_Swap).inode
+    return _inode(place) == read_own(journal, _Swap).inode
 
 
 def may_take_its_place(tree: Path, journal: Path) -> bool:
     """Whether ``tree`` is what ``swap_into_place`` is to bring, or has brought, to a place."""
     if not journal.exists():
         return tree.exists()
-    return _inode(tree) == msgspec.msgpack.decode(journal.read_bytes(), type=_Swap).inode
+    return _inode(tree) == read_own(journal, _Swap).inode
 
 
 def write_durably(file: Path, content: bytes, mode: int = 0o600) -> None:

@@ -193,16 +193,16 @@ def layers_missing(file: Path, layers: Sequence[str]) -> dict[str, str]:
 
     ``layers`` are all diff ids of the image. Raises PermanentError when the archive is of another one.
     """
-    with tarfile.open(file) as tar:
-        members = {posixpath.normpath(member.name): member for member in tar}
-        described = members.get("manifest.json")
-        contents = tar.extractfile(described) if described is not None and described.isreg() else None
-        if contents is None:
-            raise PermanentError("the archive of the image has no manifest; nothing was loaded")
-        try:
+    try:
+        with tarfile.open(file) as tar:
+            members = {posixpath.normpath(member.name): member for member in tar}
+            described = members.get("manifest.json")
+            contents = tar.extractfile(described) if described is not None and described.isreg() else None
+            if contents is None:
+                raise PermanentError("the archive of the image has no manifest; nothing was loaded")
             (manifest,) = msgspec.json.decode(contents.read(MAX_MANIFEST_BYTES), type=list[_Manifest])
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise PermanentError(f"the manifest of the image cannot be read ({error}); nothing was loaded") from error
+    except (tarfile.TarError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PermanentError(f"the archive of the image cannot be read ({error}); nothing was loaded") from error
     if len(manifest.layers) != len(layers):
         raise PermanentError("the archive is not of the image that it should be; nothing was loaded")
     lacking = {}

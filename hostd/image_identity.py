@@ -37,13 +37,14 @@ def identity_of(image: Mapping[str, Any]) -> dict[str, Any]:
     config, root = image.get("Config"), image.get("RootFS")
     said = config if isinstance(config, dict) else {}
     created = image.get("Created") or ""
+    layers = root.get("Layers") if isinstance(root, dict) else None
     return {
         "architecture": image.get("Architecture") or "",
         "variant": image.get("Variant") or "",
         "os": image.get("Os") or "",
         "author": image.get("Author") or "",
         "created": "" if created in NO_TIME else created,
-        "layers": list((root if isinstance(root, dict) else {}).get("Layers") or ()),
+        "layers": list(layers) if isinstance(layers, list | tuple) else [],
         "config": {name: said[name] for name in CONFIG_FIELDS if said.get(name)},  # unset, null and empty are one
     }
 

@@ -37,7 +37,7 @@ class Journal:
         seen = self._read(migration)
         if seen is None:
             return
-        found = events[seen.seq - 1].digest if len(events) >= seen.seq else ""
+        found = events[seen.seq - 1].digest if 1 <= seen.seq <= len(events) else ""
         if found != seen.digest:
             raise ChainError(
                 f"migration {migration}: this host has seen event {seen.seq} of another history than the one that is "
@@ -60,6 +60,6 @@ class Journal:
         return self._directory / f"{migration}.json"
 
     def _read(self, migration: str) -> Seen | None:
-        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return msgspec.json.decode(self._file(migration).read_bytes(), type=Seen)
         return None

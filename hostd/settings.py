@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from events.keyspace import valid_host_name
 from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
+from hostd.moves import Moves
 from hostd.shared_storage import SHARED_FILE_SYSTEMS
 
 PATIENCE_SECONDS = 600
@@ -27,6 +28,15 @@ KNOWN = {
     ),
     "etcd": ETCD_OPTIONS,
     "docker": ("socket",),
+    "moves": (
+        "containers",
+        "not_containers",
+        "volumes",
+        "not_volumes",
+        "binds",
+        "not_binds",
+        "privileged",
+    ),
     "ssh": ("user", "port", "identity", "known_hosts"),
     "log": LOG_OPTIONS,
 }
@@ -56,6 +66,8 @@ class HostSettings:
     """How targets look at this host's data, where the request does not say."""
     nfs_port: int = DEFAULT_PORT
     """First of those on which data is served by NFS, one for each migration."""
+    moves: Moves = field(default_factory=Moves)
+    """What may be moved from here and to here at all."""
 
 
 def _is_address(text: str) -> bool:
@@ -68,6 +80,21 @@ def _is_address(text: str) -> bool:
 
 def _is_remote(text: str) -> bool:
     return text in ("sshfs", "nfs")
+
+
+def _moves(reader: Reader) -> Moves:
+    usual = Moves()
+    lists = {
+        name: reader.items("moves", name, " ".join(getattr(usual, name)))
+        for name in KNOWN["moves"]
+        if name != "privileged"
+    }
+    for name in ("binds", "not_binds"):
+        for pattern in lists[name]:
+            reader.valid("moves", name, pattern, lambda text: text.startswith("/"), "a list of absolute paths")
+    said = reader.text("moves", "privileged", usual.privileged)
+    reader.valid("moves", "privileged", said, lambda text: text in ("ask", "never"), "ask or never")
+    return Moves(**lists, privileged="ask" if said == "ask" else "never")
 
 
 def load(path: Path) -> HostSettings:
@@ -93,6 +120,7 @@ def load(path: Path) -> HostSettings:
         ),
         remote=reader.valid("host", "remote", reader.text("host", "remote", "sshfs"), _is_remote, "sshfs or nfs"),
         nfs_port=reader.number("host", "nfs_port", DEFAULT_PORT, low=1, high=65535),
+        moves=_moves(reader),
         shared_file_systems=frozenset(
             reader.text("host", "shared_file_systems", " ".join(SHARED_FILE_SYSTEMS)).replace(",", " ").split()
         ),

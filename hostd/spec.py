@@ -34,11 +34,13 @@ from hostd.docker_json import (
     ConfigView,
     ContainerView,
     EndpointView,
+    HostConfigView,
     ImageView,
     MountView,
     PortMap,
     PortView,
     VolumeView,
+    require_shallow,
     section,
     view,
 )
@@ -123,7 +125,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     def __repr__(self) -> str:
         # The default would print the environment into logs and tracebacks.
-        return f"ContainerSpec(name={self.name!r}, container_id={self.container_id[:12]!r})"
+        return f"ContainerSpec(name={self.name[:100]!r}, container_id={self.container_id[:12]!r})"
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
@@ -158,7 +160,14 @@ def decode_spec(raw: bytes) -> ContainerSpec:
         raise PermanentError(f"a container's specification has the unknown version {spec.version}")
     if not CONTAINER_NAME.fullmatch(spec.name):
         raise PermanentError(f"a container's specification has the impossible name {spec.name[:80]!r}")
+    _require_sound(spec)
     return spec
+
+
+def _require_sound(spec: ContainerSpec) -> None:
+    for part in (spec.config, spec.host_config, spec.networks, spec.network_definitions, spec.image_identity):
+        require_shallow(part, f"the container {spec.name[:80]!r}")
+    view(HostConfigView, spec.host_config, f"the container {spec.name[:80]!r}")
 
 
 # --- from inspect --------------------------------------------------------------------------------
@@ -238,6 +247,7 @@ def from_inspect(
         restart_policy=(policy.name if policy else None) or "no",
         restart_max_retries=(policy.maximum_retry_count if policy else None) or 0,
     )
+    _require_sound(spec)
     encode_spec(spec)  # What cannot be written must be found here, while nothing depends on it.
     return spec, found.warnings, found.refusals
 
@@ -533,7 +543,11 @@ def _moved_bind(bind: Any, places: Mapping[str, str], shared_volumes: Set[str]) 
 def _moved_mount(mount: Any, places: Mapping[str, str], shared_volumes: Set[str]) -> Any:
     if not isinstance(mount, dict):
         raise PermanentError("the container's specification has a mount that is no object")
-    source = mount.get("Source")
+    source, options = mount.get("Source"), mount.get("VolumeOptions") or {}
+    if not isinstance(source, str):
+        return mount
     if source in shared_volumes:
-        mount = {**mount, "VolumeOptions": {**(mount.get("VolumeOptions") or {}), "NoCopy": True}}
-    return {**mount, "Source": places.get(source, source)} if isinstance(source, str) else mount
+        if not isinstance(options, dict):
+            raise PermanentError("the container's specification has options of a volume that are no object")
+        mount = {**mount, "VolumeOptions": {**options, "NoCopy": True}}
+    return {**mount, "Source": places.get(source, source)}

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from events.errors import CargoError
@@ -18,8 +19,10 @@ from events.keyspace import valid_container_name
 from events.leases import Registration
 from events.records import ContainerRecord, encode_container, encode_host
 from events.store import Store
+from hostd import moves
 from hostd.effects.base import Workbench
 from hostd.inventory import Sizer, container_records, host_record
+from hostd.settings import HostSettings
 
 REFRESH_SECONDS = 30.0
 """Without any event of Docker: free space changes silently."""
@@ -30,6 +33,13 @@ FORGIVEN_SECONDS = 30.0
 """A daemon that shuts down stops its containers by itself just before its event stream breaks: such stops
 are not a person's."""
 MANUAL_ACTIONS = ("kill", "stop", "pause")
+
+
+def _with_refusals(record: ContainerRecord, settings: HostSettings) -> ContainerRecord:
+    """``record`` with what this host's configuration says against its being moved, so that a request is rejected at once."""
+    places = [moves.Place(mount.kind, mount.name) for mount in record.mounts]
+    found = moves.refusals(settings.moves, settings.name, record.name, places)
+    return msgspec.structs.replace(record, refusals=(*record.refusals, *found)) if found else record
 
 
 class Telling:
@@ -125,6 +135,7 @@ class Telling:
         )
         told = container_records(self._bench.engine, self._sizer, settings.shared_file_systems)
         containers = [found for found in told if valid_container_name(found.name)]
+        containers = [_with_refusals(found, settings) for found in containers]
         self._migrations = {found.id: found.migration for found in containers if found.migration}
         self._put(containers)
         self._registration.update(encode_host(record))

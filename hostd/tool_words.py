@@ -153,28 +153,46 @@ def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
     return TransientError(f"the transfer from {peer.host} was interrupted (rsync exit {code}): {words}")
 
 
+MAX_LINE_BYTES = 64 * 1024
+"""Of a line of output that has no end yet. rsync's own are short; what a remote shell prints has any length."""
+_STATISTICS = frozenset(
+    {b"Total bytes received", b"Number of regular files transferred", b"Literal data", b"Matched data"}
+)
+
+
 class OutputReader:
     """Understands rsync's output as it comes: progress2 lines ended by CR, and the final statistics."""
 
-    _PROGRESS = re.compile(rb"^\s*(\d+)\s+\d+%.*?(?:xfr#(\d+))?")
-    _COUNT = re.compile(rb"xfr#(\d+)")
-    _STATISTIC = re.compile(rb"^([A-Z][A-Za-z -]+): (\d+)")
+    _PROGRESS = re.compile(rb"\s{0,40}(\d{1,20})\s{1,40}\d{1,3}%")
+    _COUNT = re.compile(rb"xfr#(\d{1,20})")
+    _STATISTIC = re.compile(rb"([A-Z][A-Za-z -]{0,60}): (\d{1,20})")
 
     def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
         self._on_progress = on_progress
-        self._rest = b""
+        self._rest = bytearray()
         self._files = 0
         self._statistics: dict[bytes, int] = {}
 
+    @property
+    def held_bytes(self) -> int:
+        """How much of an unfinished line is kept."""
+        return len(self._rest)
+
     def feed(self, chunk: bytes) -> None:
-        *lines, self._rest = re.split(rb"[\r\n]", self._rest + chunk)
+        """Take in what has come, of any length."""
+        *lines, rest = re.split(rb"[\r\n]", chunk)
         for line in lines:
-            if (found := self._STATISTIC.match(line)) is not None:
-                self._statistics[found.group(1)] = int(found.group(2))
-            elif (seen := self._PROGRESS.match(line)) is not None and self._on_progress is not None:
-                if (count := self._COUNT.search(line)) is not None:
-                    self._files = int(count.group(1))
-                self._on_progress(Progress(bytes=int(seen.group(1)), files=self._files))
+            self._line(bytes(self._rest) + line)
+            self._rest.clear()
+        self._rest += rest[: MAX_LINE_BYTES - len(self._rest)]
+
+    def _line(self, line: bytes) -> None:
+        if (found := self._STATISTIC.match(line)) is not None and found.group(1) in _STATISTICS:
+            self._statistics[found.group(1)] = int(found.group(2))
+        elif (seen := self._PROGRESS.match(line)) is not None and self._on_progress is not None:
+            if (count := self._COUNT.search(line)) is not None:
+                self._files = int(count.group(1))
+            self._on_progress(Progress(bytes=int(seen.group(1)), files=self._files))
 
     def result(self, seconds: float, *, vanished: bool) -> RsyncResult:
         self.feed(b"\n")

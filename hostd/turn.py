@@ -46,6 +46,8 @@ IRREVOCABLE_STATES = frozenset(
 MAX_REASON_CHARACTERS = 2000
 """An event is bounded; a tool's whole output belongs into the log."""
 MAX_REASONS = 50
+MAX_REASONS_CHARACTERS = 6_000
+"""Of all reasons together: a character may take six bytes in an event, which may have 64 KiB."""
 ENDS_STEP = "ends_step"
 """An outcome that holds this ends its step: another host has to do something first, and the event says what."""
 
@@ -264,7 +266,9 @@ class Turns:
         return known.reason != report.reason and report.attempt >= 2 * known.attempt
 
     def _report(self, decision: Decision, error: CargoError, retrying: bool) -> StepFailed:
-        reasons = error.reasons[:MAX_REASONS] if isinstance(error, RefusedError) else []
+        reasons = [_clip(reason) for reason in error.reasons[:MAX_REASONS]] if isinstance(error, RefusedError) else []
+        while sum(map(len, reasons)) > MAX_REASONS_CHARACTERS:
+            reasons.pop()
         return StepFailed(
             step=decision.step,
             reason=_clip(str(error)),
@@ -272,7 +276,7 @@ class Turns:
             attempt=self.failures,
             advice=self._advice(retrying),
             code=_code(error),
-            reasons=tuple(_clip(reason) for reason in reasons),
+            reasons=tuple(reasons),
         )
 
     def _advice(self, retrying: bool) -> str:
@@ -290,6 +294,8 @@ class Turns:
 
 
 def _clip(text: str) -> str:
+    # A path that is not Unicode, decoded for a message, has characters that no event can hold.
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= MAX_REASON_CHARACTERS else text[: MAX_REASON_CHARACTERS - 1] + "…"
 
 

@@ -29,6 +29,7 @@ from hostd.federation import Union
 from hostd.fold import write_durably
 from hostd.layer import layer_entry
 from hostd.manifest import Difference, Entry, compare, differences, order_key, read_manifest, walk
+from hostd.own_file import read_own
 from hostd.placement import METACOPY, OVERLAY_PREFIX, REDIRECT
 
 MOUNT_MARK = "mounted-at"
@@ -133,7 +134,7 @@ class _Tree:
         for name in (DIRECTORIES, DIRTY_DIRECTORIES):
             file = evidence / name
             if file.exists():
-                self._inodes |= msgspec.msgpack.decode(file.read_bytes(), type=dict[bytes, int])
+                self._inodes |= read_own(file, dict[bytes, int])
         self._moved: dict[bytes, bool] = {}
 
     def changed(self, inside: Beneath, path: bytes) -> bool:

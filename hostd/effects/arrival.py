@@ -21,6 +21,7 @@ from hostd.federation import Union
 from hostd.layer import ROOTFS
 from hostd.nfs_client import Export
 from hostd.nfs_server import share_of
+from hostd.own_file import read_own
 from hostd.peer import Peer
 from hostd.spec import MIGRATION_LABEL, SOURCE_LABEL
 
@@ -129,8 +130,12 @@ def layer_arrival(context: Context) -> Arrival | None:
 
 def layer_place(context: Context) -> LayerPlace | None:
     """What ``open_layer`` has noted."""
-    file = context.directory / LAYER_PLACE
-    return msgspec.msgpack.decode(file.read_bytes(), type=LayerPlace) if file.exists() else None
+    return read_layer_place(context.directory / LAYER_PLACE)
+
+
+def read_layer_place(file: Path) -> LayerPlace | None:
+    """What is noted in ``file``; None when there is none."""
+    return read_own(file, LayerPlace) if file.exists() else None
 
 
 def _union(context: Context, mount: Mount, number: int) -> Union:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from events.errors import RefusedError, TransientError
+from hostd import moves as moves_rules
 from hostd.effects.arrival import bind_place, export_of, labels, our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.describe_container import places_of
 from hostd.effects.fetch_spec import arriving_spec
 from hostd.effects.shared import bind_problems
 from hostd.engine import EngineInfo
@@ -48,6 +50,7 @@ class CheckTarget(Effect):
             user_namespace=info.user_namespace,
         )
         reasons += refusals(shortfalls(spec, facts_of(info)))
+        reasons += _not_let_in(context, spec)
         inspected = engine.inspect(prepared.container_name)
         if inspected is not None and our_container(context) is None:
             reasons.append(f"there is a container {prepared.container_name!r} on {context.host} already")
@@ -60,6 +63,18 @@ class CheckTarget(Effect):
         if reasons:
             raise RefusedError(reasons)
         return {"warnings": tuple(_notes(context, spec, info))}
+
+
+def _not_let_in(context: Context, spec: ContainerSpec) -> list[str]:
+    """What this host's configuration does not let come, judged by what Docker would be asked for."""
+    moves, prepared = context.bench.settings.moves, context.view.source_prepared
+    return [
+        *moves_rules.refusals(moves, context.host, spec.name, places_of(prepared.mounts, spec.shared)),
+        *moves_rules.privilege_refusal(moves, context.host, spec.host_config, context.view.request.privileged),
+        *moves_rules.undeclared(
+            spec.host_config, [*(mount.name for mount in prepared.mounts), *(place.name for place in spec.shared)]
+        ),
+    ]
 
 
 def facts_of(info: EngineInfo) -> Target:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterable
 from typing import ClassVar
 
 from events.errors import RefusedError
+from events.schema import Mount
+from hostd import moves as moves_rules
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome
 from hostd.effects.shared import shared_places
 from hostd.inventory import sharers_on
-from hostd.shared_storage import told
+from hostd.shared_storage import SharedPlace, told
 from hostd.spec import ContainerSpec, from_inspect
 from hostd.spec_file import write_spec
 
@@ -45,6 +49,7 @@ class DescribeContainer(Effect):
             others=[raw for raw in engine.inspect_all() if raw.get("Id") != inspected["Id"]],
         )
         refusals += shared_volumes(context, spec)
+        refusals += _kept_here(context, spec)
         if not request.request.rootfs:
             warnings += left_behind(context, spec.container_id)
         if refusals:
@@ -70,6 +75,29 @@ class DescribeContainer(Effect):
         if context.directory.exists():
             shutil.rmtree(context.directory)
         return None
+
+
+def _kept_here(context: Context, spec: ContainerSpec) -> list[str]:
+    """What this host's configuration does not let go."""
+    moves, wish = context.bench.settings.moves, context.view.request
+    consented = wish.privileged or moves_rules.PRIVILEGED in wish.without
+    return [
+        *moves_rules.refusals(moves, context.host, spec.name, places_of(spec.mounts, spec.shared)),
+        *moves_rules.privilege_refusal(moves, context.host, spec.host_config, consented),
+    ]
+
+
+def places_of(mounts: Iterable[Mount], shared: Iterable[SharedPlace]) -> list[moves_rules.Place]:
+    """A container's mounts as a host's configuration speaks of them, symlinks of this host resolved.
+
+    Of a bind on shared storage they are not: looking there may hang.
+    """
+    found = [
+        moves_rules.Place(mount.kind, mount.name, os.path.realpath(mount.name) if mount.kind == "bind" else "")
+        for mount in mounts
+        if mount.kind != "rootfs"
+    ]
+    return [*found, *(moves_rules.Place(place.kind, place.name) for place in shared)]
 
 
 def _check_identity(context: Context, inspected: dict[str, object]) -> None:

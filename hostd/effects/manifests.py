@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from hostd.effects.base import Context
 from hostd.manifest import Entry, decode_manifest, read_manifest
 from hostd.peer import Peer
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+"""It becomes the name of a file, and comes from another host."""
 MAX_INLINE_BYTES = 4 * 1024 * 1024
 """Of an inline manifest once unpacked: the source does not inline larger ones."""
 
@@ -27,7 +30,7 @@ MAX_INLINE_BYTES = 4 * 1024 * 1024
 def entries_of(context: Context, dirty: DirtyManifest) -> Iterator[Entry]:
     """The entries of a dirty manifest, taken from the event itself when they are in it."""
     if dirty.inline:
-        return decode_manifest(_unpacked(dirty))
+        return decode_manifest(unpacked(dirty))
     return read_manifest(fetched(context, dirty.manifest))
 
 
@@ -56,10 +59,13 @@ def here_already(context: Context, reference: FileRef) -> Path | None:
 
 
 def _place_of(context: Context, reference: FileRef) -> Path:
+    if not _SHA256.fullmatch(reference.sha256):
+        raise PermanentError(f"a file is named by {reference.sha256[:80]!r}, which is no SHA-256; not fetched")
     return context.directory / f"{reference.sha256}.manifest"
 
 
-def _unpacked(dirty: DirtyManifest) -> bytes:
+def unpacked(dirty: DirtyManifest) -> bytes:
+    """The manifest that is in the event itself. Raises PermanentError when it is not what the event says."""
     try:
         unpacker = zlib.decompressobj()
         raw = unpacker.decompress(base64.b64decode(dirty.inline, validate=True), MAX_INLINE_BYTES)
