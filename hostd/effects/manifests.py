@@ -41,8 +41,8 @@ def fetched(context: Context, reference: FileRef) -> Path:
 
 def fetched_from(context: Context, peer: Peer, reference: FileRef) -> Path:
     """The file of ``peer`` that ``reference`` names, brought here if it is not here yet."""
-    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = _place_of(context, reference)
+    context.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not file.exists():
         context.bench.transport.fetch(peer, reference, file, cancelled=context.cancelled)
     return file
