@@ -1,4 +1,7 @@
-"""``cargo-coordinator``: reads its configuration, connects to the bus, leads when it is its turn."""
+"""``cargo-coordinator``: reads its configuration, connects to the bus, leads when it is its turn.
+
+Or ``check``: says what this machine and the bus lack, and ends.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from pathlib import Path
 from coordinator.embedded import EmbeddedEtcd
 from coordinator.service import Service
 from coordinator.settings import CoordinatorSettings, load
-from events import logs
+from events import logs, supervisor
 from events.connecting import connect
 from events.errors import CargoError
 from events.failpoints import Failpoints
 from events.settings import DEFAULT_CONFIG
+from events.version import version
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -25,8 +29,17 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="cargo-coordinator",
         description="Orchestrates migrations of Docker containers through etcd.",
-        epilog="Exit codes: 0 clean stop, 1 failure, 2 wrong usage or configuration.",
+        epilog="Exit codes: 0 clean stop, or nothing is missing; 1 failure, or something is; 2 wrong usage or configuration.",
     )
+    made.add_argument(
+        "command",
+        nargs="?",
+        choices=("run", "check"),
+        default="run",
+        help="run: serve (default). check: say what this machine and etcd lack, in words, and change nothing",
+    )
+    made.add_argument("--json", action="store_true", help="check: as data")
+    made.add_argument("--version", action="version", version=f"cargo-coordinator {version()}")
     made.add_argument(
         "-c",
         "--config",
@@ -47,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     except CargoError as error:
         print(f"cargo-coordinator: {error}", file=sys.stderr)
         return EXIT_USAGE
+    if options.command == "check":
+        from coordinator.checkup import check  # noqa: PLC0415 - the daemon must not carry what only this needs
+
+        return check(settings, as_json=options.json)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -69,6 +86,7 @@ def _run(settings: CoordinatorSettings, failpoints: Failpoints, stop: threading.
             )
         store = connect(settings.etcd, endpoints)
         try:
+            supervisor.tell(supervisor.READY)
             Service(store, settings.name, failpoints, log).run(stop)
         finally:
             store.close()

@@ -165,6 +165,14 @@ class Union:
     def _swap_journal(self) -> Path:
         return self.stage / "swap.journal"
 
+    @property
+    def _fold_journal(self) -> Path:
+        return self.stage / "fold.journal"
+
+    @property
+    def _standing_mark(self) -> Path:
+        return self.stage / "standing"
+
     # --- before the cut-over -------------------------------------------------------------------
 
     def create(self) -> None:
@@ -280,6 +288,12 @@ class Union:
             raise PermanentError(f"something else is mounted on {self.place}: {os.fsdecode(over.source)}")
         if over is None:
             mounts.bind(merged / "tree", self.place)
+        self._standing_mark.touch(mode=0o600)
+
+    def stood(self) -> bool:
+        """Whether it stands, or stood when the host went down: nobody has begun to take it down since it was mounted."""
+        begun = any(journal.exists() for journal in (self._fold_journal, self._swap_journal))
+        return self._standing_mark.exists() and (self.stage / "created").exists() and not begun
 
     def serves(self) -> bool:
         """Whether the lower layer is served. A union on a dead server shows errors; ``mount_lower`` mends it."""
@@ -379,6 +393,8 @@ class Union:
         self._lower.wait_until_ended(servers)
 
     def _unmount_union(self) -> None:
+        # Before the first of it: a reboot in the middle must not have it mounted while its layers change.
+        self._standing_mark.unlink(missing_ok=True)
         over = mounts.mount_at(self.place)
         own = self._overlay_name.encode()
         if over is not None and over.source == own:
@@ -398,7 +414,7 @@ class Union:
         elif not swapped(self.place, self._swap_journal) and not self.single_file:
             if self._swap_journal.exists() and not self.upper_tree.exists():
                 raise PermanentError(f"the tree of {self.place} has gone from {self.upper_tree}; look there first")
-            fold_tree(self.upper_tree, self.replica, self.stage / "spare", self.stage / "fold.journal")
+            fold_tree(self.upper_tree, self.replica, self.stage / "spare", self._fold_journal)
         swap_into_place(self.upper_tree, self.place, self._swap_journal)
 
     def layer_root(self) -> Path | None:

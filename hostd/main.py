@@ -1,4 +1,7 @@
-"""``cargo-hostd``: reads its configuration, connects to the bus and to Docker, serves its host."""
+"""``cargo-hostd``: reads its configuration, connects to the bus and to Docker, serves its host.
+
+Or does one thing for it and ends: ``check`` says what the host lacks, ``mounts`` mounts at boot what stood.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,17 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from events import logs
+from events import logs, supervisor
 from events.connecting import connect
 from events.errors import CargoError
 from events.failpoints import Failpoints
 from events.settings import DEFAULT_CONFIG
+from events.version import version
 from hostd.effects.base import Workbench
 from hostd.engine import Engine
 from hostd.service import Service
 from hostd.settings import HostSettings, load
+from hostd.standing import mount_again
 from hostd.transport import Transport
 from hostd.warm import shut_left_gates
 
@@ -33,8 +38,18 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="cargo-hostd",
         description="Cargo's agent: manages containers and their data on this Docker host.",
-        epilog="Exit codes: 0 clean stop, 1 failure, 2 wrong usage or configuration.",
+        epilog="Exit codes: 0 clean stop, or nothing is missing; 1 failure, or something is; 2 wrong usage or configuration.",
     )
+    made.add_argument(
+        "command",
+        nargs="?",
+        choices=("run", "check", "mounts"),
+        default="run",
+        help="run: serve this host (default). check: say what this host lacks, in words, and change nothing. "
+        "mounts: at boot, before Docker, mount the unions that stood",
+    )
+    made.add_argument("--json", action="store_true", help="check: as data")
+    made.add_argument("--version", action="version", version=f"cargo-hostd {version()}")
     made.add_argument(
         "-c",
         "--config",
@@ -61,10 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_USAGE
+    if options.command == "check":
+        from hostd.checkup import check  # noqa: PLC0415 - the agent itself must not carry what only this needs
+
+        return check(settings, as_json=options.json)
+    log = logs.configure(settings.log, process="hostd", host=settings.name)
+    if options.command == "mounts":
+        return _mounts(settings, log)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    log = logs.configure(settings.log, process="hostd", host=settings.name)
     try:
         return _run(settings, failpoints, stop, log)
     except CargoError as error:
@@ -85,11 +106,24 @@ def _run(
     shut_left_gates(log)
     store = connect(settings.etcd, settings.etcd.endpoints)
     log.info("serving", address=settings.address, etcd=list(settings.etcd.endpoints))
+    supervisor.tell(supervisor.READY)
     try:
         Service(store, bench, failpoints, log).run(stop)
     finally:
         store.close()
     return EXIT_OK
+
+
+def _mounts(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> int:
+    """Mount again what stood. Each in the log; one that fails is the agent's to repair, once it runs."""
+    failed = False
+    for done in mount_again(settings.state_dir, patience_seconds=settings.read_patience_seconds):
+        if done.trouble:
+            failed = True
+            log.error("not mounted", migration=done.migration, place=str(done.place), reason=done.trouble)
+        else:
+            log.info("mounted again", migration=done.migration, place=str(done.place))
+    return EXIT_FAILED if failed else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ that supervises it looks at once. It must never act on a container itself.
 
 from __future__ import annotations
 
-import importlib.metadata
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from events.keyspace import valid_container_name
 from events.leases import Registration
 from events.records import ContainerRecord, encode_container, encode_host
 from events.store import Store
+from events.version import version
 from hostd import moves
 from hostd.effects.base import Workbench
 from hostd.inventory import Sizer, container_records, host_record
@@ -130,7 +130,7 @@ class Telling:
             host=self._host,
             address=settings.address,
             ssh_port=settings.ssh_port,
-            agent_version=importlib.metadata.version("cargo-migrate"),
+            agent_version=version(),
             boot=self._bench.boot,
         )
         told = container_records(self._bench.engine, self._sizer, settings.shared_file_systems)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from hostd.effects.arrival import arrivals, existing_arrivals
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.standing import note
 from hostd.verification import mark_mount
 
 
@@ -15,7 +16,8 @@ class MountUnion(Effect):
     name: ClassVar[str] = "mount_union"
 
     def run(self, context: Context) -> Outcome:
-        for arrival in arrivals(context):
+        here = arrivals(context)
+        for arrival in here:
             union = arrival.union
             state = union.state()
             if state.settled or (union.layer and not union.place.is_dir()):
@@ -27,10 +29,12 @@ class MountUnion(Effect):
                     union.unmount_all()
                 union.place_plain()
                 continue
-            if not state.placed and not state.remote:  # a reboot has taken it away
+            # A reboot takes it away, also where ``cargo-hostd mounts`` has mounted the union since.
+            if not state.remote and (not state.placed or union.remaining(first_only=True)):
                 arrival.attach_remote(context)
             union.mount_lower()
             union.mount_merged()
+        note(context.directory, [arrival.union for arrival in here])
         return None
 
     def undo(self, context: Context) -> Outcome:

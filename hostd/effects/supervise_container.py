@@ -12,6 +12,7 @@ from events.errors import TransientError
 from hostd.effects.arrival import arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.shared import require_shares
+from hostd.standing import note
 
 RESTART_DELAY_SECONDS = 1.0
 """Between two starts of a container that ends by itself, so that a crash loop does not eat the host."""
@@ -70,14 +71,18 @@ def forget_our_stop(context: Context) -> None:
 
 
 def _mount_again(context: Context) -> None:
-    for arrival in arrivals(context):
+    here = arrivals(context)
+    for arrival in here:
         state = arrival.union.state()
-        if state.settled or not arrival.union.federable or (state.placed and arrival.union.serves()):
+        if state.settled or not arrival.union.federable:
             continue
-        if arrival.union.fill_list():
+        # What ``cargo-hostd mounts`` has mounted at the boot has no view of the source yet.
+        if not state.remote and arrival.union.remaining(first_only=True):
             arrival.attach_remote(context)
-        arrival.union.mount_lower()
-        arrival.union.mount_merged()
+        if not (state.placed and arrival.union.serves()):
+            arrival.union.mount_lower()
+            arrival.union.mount_merged()
+    note(context.directory, [arrival.union for arrival in here])
 
 
 def _keep_served(context: Context, container_id: str) -> None:

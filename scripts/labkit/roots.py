@@ -53,6 +53,18 @@ RECIPES = {
     )
 }
 assert tuple(RECIPES) == ROOT_TREES
+PLAIN_RECIPES = {
+    # What Cargo's packages depend on, and nothing of Cargo; the lab's hosts have the machine's own tree instead.
+    "debian12": Recipe(
+        suite="bookworm",
+        python="3.11",
+        packages=(
+            *("ca-certificates", "docker.io", "python3", "rsync", "openssh-client", "openssh-server", "sshfs", "fuse3"),
+            *("iproute2", "iptables", "kmod", "procps", "systemd"),
+        ),
+    ),
+    "debian13": RECIPES["debian13"],
+}
 
 
 def layers(name: str, say: Callable[[str], None] | None = None) -> list[Path]:
@@ -71,6 +83,13 @@ def layers(name: str, say: Callable[[str], None] | None = None) -> list[Path]:
         ),
         _made(name, asdict(recipe), lambda place: _bootstrap(recipe, place), told),
     ]
+
+
+def plain_tree(name: str, say: Callable[[str], None] | None = None) -> Path:
+    """A tree of PLAIN_RECIPES, without Cargo; made if it is not there. Raises LabError as ``layers`` does."""
+    recipe = PLAIN_RECIPES[name]
+    told = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    return _made(name, asdict(recipe), lambda place: _bootstrap(recipe, place), told)
 
 
 def _made(name: str, key: object, make: Callable[[Path], None], say: Callable[[str], None]) -> Path:

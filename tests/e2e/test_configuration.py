@@ -151,9 +151,9 @@ def start(fleet: Fleet, name: str, body: dict[str, Any], on: str = "alpha", **en
     return fleet.present(on, name)
 
 
-def moved(fleet: Fleet, name: str, source: str = "alpha", target: str = "beta") -> Container:
+def moved(fleet: Fleet, name: str, source: str = "alpha", target: str = "beta", **more: Any) -> Container:
     """The container on the target, on plain volumes and under its own restart policy."""
-    fleet.migrate(f"{name}-1", name, source=source, target=target)
+    fleet.migrate(f"{name}-1", name, source=source, target=target, **more)
     if "finalised" not in fleet.types(f"{name}-1"):
         fleet.control(f"{name}-1", "finalise")
     fleet.wait_for(f"{name}-1", "finalised")
@@ -291,7 +291,7 @@ def test_a_privileged_container_is_the_same_on_the_target_and_a_person_is_told(f
     before = start(fleet, "mighty", {"Cmd": SLEEP, "HostConfig": options})
     powers = fleet.execute("alpha", "mighty", f"mkdir -p /mnt; {POWERS}")
     assert powers.split()[0] == "1"
-    after = moved(fleet, "mighty")
+    after = moved(fleet, "mighty", privileged=True)
     assert differences(before.attrs, after.attrs) == []
     assert fleet.execute("beta", "mighty", POWERS) == powers
     prepared = next(event.data for event in fleet.events("mighty-1") if isinstance(event.data, schema.SourcePrepared))

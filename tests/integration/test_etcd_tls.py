@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from events import bus_check
 from events.errors import StoreUnavailableError
 from events.etcd import EtcdAccess, EtcdStore
+from events.settings import EtcdSettings
 from tests.support.etcd import START_SECONDS, free_port
 from tests.support.records import append, wait_until
 
@@ -91,3 +93,11 @@ def test_incomplete_tls_settings_are_refused_in_words(tmp_path: Path) -> None:
     missing = EtcdStore(["https://127.0.0.1:1"], access=EtcdAccess(ca=tmp_path / "no-such-file"))
     with pytest.raises(StoreUnavailableError, match="cannot be read"):
         missing.revision()
+
+
+def test_the_check_of_the_bus_speaks_tls_as_the_store_does(tls_etcd: str, tmp_path: Path) -> None:
+    settings = EtcdSettings((tls_etcd,), ca=tmp_path / "ca.crt", cert=tmp_path / "node.crt", key=tmp_path / "node.key")
+    wait_until(lambda: not bus_check.look(settings, [tls_etcd])[0].trouble, "etcd does not answer over TLS")
+    assert bus_check.look(settings, [tls_etcd])[0].healthy
+    [stranger] = bus_check.look(EtcdSettings((tls_etcd,), ca=tmp_path / "ca.crt"), [tls_etcd])
+    assert stranger.trouble, "without a certificate it gets no answer"

@@ -1,0 +1,1 @@
+"""Building Debian packages: the libraries (site), the layout that debhelper packs (tree), the command line."""
