@@ -28,13 +28,15 @@ import structlog
 from events.decision import Decision
 from events.errors import CargoError, SchemaError, StoreUnavailableError
 from events.failpoints import Failpoints
-from events.schema import Event
+from events.schema import Data, Event
 from events.stamp import Stamper
 from events.store import Store
 from hostd.effects.base import Context, Workbench
 from hostd.effects.registry import EFFECTS
 from hostd.journal import Journal
 from hostd.plan import Plan, View
+from hostd.ssh_gatekeeper import Gatekeeper
+from hostd.ssh_grants import admission, foreseen
 from hostd.turn import (
     IRREVOCABLE_STATES,
     LONGEST_RETRY_SECONDS,
@@ -80,6 +82,8 @@ class RunnerPorts:
     """Told when a migration is finished for this host."""
     journal: Journal | None = None
     """What this host has seen of each history; None keeps no such evidence."""
+    gate: Gatekeeper | None = None
+    """Admits the migration's other host by SSH; None leaves that to others."""
 
 
 class Runner:
@@ -286,7 +290,26 @@ class Runner:
                 self.ports.journal.note(self.migration, fresh[-1])
             if any(event.type == RETRY or event.type not in self.plan.table.ignored for event in fresh):
                 self._stirred.set()
-            return self._turns.learn(fresh)
+            decision = self._turns.learn(fresh)
+            self._settle_gate()
+            return decision
+
+    def _settle_gate(self) -> None:
+        """The peer may ask for what the history says, and no more. What fails is tried again at the next look."""
+        if self.ports.gate is None:
+            return
+        try:
+            self.ports.gate.settle(self.migration, admission(self.plan, self.view))
+        except CargoError as error:
+            self._log.warning("cannot change what the peer may ask for", reason=str(error))
+
+    def _admit_before(self, data: Data) -> None:
+        """What the peer will ask for as soon as it reads ``data`` must be admitted by then. Raises TransientError."""
+        if self.ports.gate is None:
+            return
+        admitted = admission(self.plan, foreseen(self.plan, self.view, data))
+        if admitted is not None:
+            self.ports.gate.admit(self.migration, admitted)
 
     def _begin(self, step: str) -> None:
         self._cancelled.clear()
@@ -324,6 +347,7 @@ class Runner:
     def _append(self, operation: Append) -> None:
         with self._reading:
             draft = self._turns.draft(operation.data, operation.decision)
+            self._admit_before(draft.data)
             event = self.ports.store.append(
                 self.migration,
                 draft.previous,

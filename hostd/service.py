@@ -28,6 +28,7 @@ from hostd import source, target
 from hostd.effects.base import Workbench
 from hostd.journal import Journal
 from hostd.runner import Runner, RunnerPorts
+from hostd.ssh_gatekeeper import Gatekeeper
 from hostd.telling import Telling
 
 HOST_TTL_SECONDS = 10
@@ -60,6 +61,7 @@ class Service:
         self._progress_at: dict[str, float] = {}
         self._faults = b""
         self._journal = Journal(bench.settings.state_dir / "journal")
+        self._gate = Gatekeeper(bench.settings.state_dir, log)
         stamper = Stamper(f"hostd/{self._host}")
         bench.boot = stamper.boot
         bench.place = self._place
@@ -73,12 +75,14 @@ class Service:
             log=log,
             ended=self._forget,
             journal=self._journal,
+            gate=self._gate,
         )
         self._registration = Registration(store, self._keys.host(self._host), HOST_TTL_SECONDS)
         self._telling = Telling(store, self._registration, bench, self._container_changed, log)
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until ``stop``. Raises WrongClusterError."""
+        """Serve until ``stop``. Raises WrongClusterError, PermanentError."""
+        self._gate.open()
         self._telling.start()
         try:
             inbox = self._keys.inbox(self._host)
@@ -109,12 +113,14 @@ class Service:
             self._set_failpoints(value or b"")
             return
         place = self._keys.parse(key)
-        if place is None or place.kind != "inbox" or value is None:
-            return
+        if place is not None and place.kind == "inbox" and value is not None:
+            self._kick(place.parts[1])
+
+    def _kick(self, migration: str) -> None:
         try:
-            runner = self._runner(place.parts[1])
+            runner = self._runner(migration)
         except StoreUnavailableError as error:
-            self._log.warning("store unavailable, holding", migration=place.parts[1], reason=str(error))
+            self._log.warning("store unavailable, holding", migration=migration, reason=str(error))
             return
         if runner is not None:
             runner.kick()
@@ -129,6 +135,9 @@ class Service:
 
     def _kick_all(self) -> int:
         """Look at everything without having been told (B9). Returns the newest revision that the inbox shows, or 0."""
+        self._gate.look()
+        for migration in self._gate.unsettled():  # the pointer may be gone, but what was admitted is still there
+            self._kick(migration)
         try:
             faults = self._store.get(self._keys.failpoints(f"hostd/{self._host}"))
             pointers = self._store.range(self._keys.inbox(self._host))
@@ -192,6 +201,7 @@ class Service:
                 self._store.delete(key, pointer.mod_revision)
         except (StoreUnavailableError, SchemaError) as error:
             self._log.info("an inbox pointer stays until the next look", migration=migration, reason=str(error))
+        self._gate.forget(migration)
         if runner.ended:
             self._journal.forget(migration)
 
