@@ -36,7 +36,7 @@ MAX_RECORD_BYTES = 256 * 1024
 MAX_RECORDED_CHARACTERS = 500
 MAX_NAME_BYTES = 255
 
-SHORT_OPTIONS = frozenset(b"slHogDtpAXrcSdIRWe")
+SHORT_OPTIONS = frozenset(b"slHogDtpAXrcSdIRW")
 """Of rsync, as the transport's calls lead to on the sending side; what follows ``e`` names the client's abilities."""
 LONG_OPTIONS = frozenset(
     (
@@ -159,13 +159,19 @@ def _checked_option(option: bytes) -> bytes:
     """The option as the sender gets it, without the ``s`` that has been obeyed. Raises RefusedError."""
     if option[:1] == b"-" and option[1:2] != b"-":
         letters, ability, version = option[1:].partition(b"e")
-        if frozenset(letters) <= SHORT_OPTIONS and frozenset(version) <= _WORD:
+        if frozenset(letters) <= SHORT_OPTIONS and (not ability or _is_version(version)):
             return b"-" + letters.replace(b"s", b"") + ability + version
     numeric = any(option.startswith(name) and option[len(name) :].isdigit() for name in NUMERIC_OPTIONS)
     told = option.startswith(INFO_OPTION) and frozenset(option) <= _WORD
     if option in LONG_OPTIONS or numeric or told:
         return option
     raise RefusedError(f"rsync with {_shown(option)} is nothing that a migration needs")
+
+
+def _is_version(text: bytes) -> bool:
+    """Whether this is what a client says of itself behind ``e``: digits, a dot, letters."""
+    digits, dot, letters = text.partition(b".")
+    return bool(dot) and (not digits or digits.isdigit()) and (not letters or letters.isalpha())
 
 
 def _literal(path: bytes) -> bytes:

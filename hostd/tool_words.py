@@ -51,11 +51,30 @@ class Progress:
     files: int
 
 
+_GATE_REFUSED = re.compile(r"^cargo-gate on \S+: refused: (.*)$", re.MULTILINE)
+
+
+def gate_error(peer: Peer, stderr: str) -> TransientError | None:
+    """What the gate of the peer (``hostd/ssh_gate.py``) said, if it has refused this; None if it has not.
+
+    It can be tried again: the peer's agent may not have read yet what lets it admit this.
+    """
+    refused = _GATE_REFUSED.search(stderr)
+    if refused is None:
+        return None
+    return TransientError(
+        f"{peer.host} does not admit this by SSH: {refused.group(1)}. Nothing was transferred. It admits what its agent "
+        "knows to be in progress with this host; look at that agent's log there"
+    )
+
+
 def ssh_error(peer: Peer, stderr: str) -> CargoError:
     """The error that ssh's words mean. Unknown words count as transient: a retry is bounded, a wrong verdict is not."""
     where = f"{peer.host} ({peer.address} port {peer.port})"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if "Warning: Permanently added" not in line), "no reason given")
+    if (by_gate := gate_error(peer, stderr)) is not None:
+        return by_gate
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in stderr:
         return HostKeyError(
             f"SECURITY: {where} presents another host key than the pinned one. Either the host was reinstalled or "
@@ -127,6 +146,8 @@ def only_vanished(stderr: str) -> bool:
 
 def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
     """The error that rsync's exit code and words mean: the rows D1 to D8 of the fault catalogue."""
+    if (by_gate := gate_error(peer, stderr)) is not None:
+        return by_gate
     if "Host key verification failed" in stderr or _SSH_REFUSED.search(stderr) or "HAS CHANGED" in stderr:
         return ssh_error(peer, stderr)
     files = _RSYNC_FILE_ERROR.findall(stderr)

@@ -27,6 +27,7 @@ from labkit.host import Host
 from labkit.images import share
 from labkit.lab import Lab
 from labkit.network import command
+from labkit.trust import OPERATOR_IDENTITY
 from labkit.waiting import wait_until
 from labkit.witness import wait_until_answering
 
@@ -216,7 +217,7 @@ class Stage:
         self.home.run(["docker", "restart", CONTAINER])
 
     def ssh_line(self) -> list[str]:
-        """ssh from the other host to this one, with the keys that the agents use too."""
+        """ssh from the other host to this one, with a person's key: the agents' opens no shell."""
         directory = "/etc/cargo/ssh"
         options = [
             "BatchMode=yes",
@@ -224,7 +225,7 @@ class Stage:
             f"UserKnownHostsFile={directory}/known_hosts",
             f"HostKeyAlias={self.home.spec.name}",
         ]
-        return ["ssh", "-i", f"{directory}/id_ed25519", *(word for option in options for word in ("-o", option))]
+        return ["ssh", "-i", OPERATOR_IDENTITY, *(word for option in options for word in ("-o", option))]
 
     def rsync(self, into: str) -> None:
         """``rsync -a --delete`` of the volume from home, run on the other host, down to its disk."""

@@ -25,7 +25,7 @@ from labkit.errors import CommandFailedError, LabError
 from labkit.network import OUTSIDE, Cut, Hub, command, cut_rules
 from labkit.process import MARK, Process, clean_environment, launch, live_pid, write_record
 from labkit.spec import OWN_ROOT, PRIVATE_DIRECTORIES, REPOSITORY, HostSpec, LabSpec
-from labkit.trust import SSH_DIRECTORY, write_etc
+from labkit.trust import OPERATOR_IDENTITY, SSH_DIRECTORY, interpreter, write_etc
 from labkit.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Host:
         self._hub = hub
         self._record = spec.records / f"{host.name}.json"
         self._cuts_file = spec.root / "cuts" / f"{host.name}.json"
-        self.python = sys.executable if host.root == OWN_ROOT else "/usr/bin/python3"
+        self.python = interpreter(host.root)
         """The interpreter that the agent runs on, as a path on the host."""
         library = [] if host.root == OWN_ROOT else [f"/{roots.LIBRARY}"]
         self.python_path = ":".join([str(REPOSITORY), *library])
@@ -356,7 +356,7 @@ class Host:
     def ssh(
         self, other: Host, argv: Sequence[str], *, check: bool = True, timeout_seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on ``other`` by ssh from this host, with this host's key and the pinned host keys."""
+        """Run a command on ``other`` by ssh from this host, with a person's key and the pinned host keys."""
         options = [
             "BatchMode=yes",
             "StrictHostKeyChecking=yes",
@@ -365,7 +365,7 @@ class Host:
             "IdentitiesOnly=yes",
             "ConnectTimeout=5",
         ]
-        line = ["ssh", "-i", f"{SSH_DIRECTORY}/id_ed25519"]
+        line = ["ssh", "-i", OPERATOR_IDENTITY]
         for option in options:
             line += ["-o", option]
         line += [f"root@{other.spec.address}", shlex.join(argv)]

@@ -1,27 +1,35 @@
 """The lab as operator: SSH keys, pinned host keys and configuration files for every host.
 
 Written into each host's private ``/etc/cargo`` before its services start. Keys are made once and kept over
-restarts and power cuts. Nothing here weakens SSH: host keys are pinned, authentication is by key only.
+restarts and power cuts. Nothing here weakens SSH: host keys are pinned, authentication is by key only, and a host's key
+opens the gate (``hostd/ssh_gate.py``) and nothing else on the others. A person's key, which tests and benchmarks use to do
+by hand what people do without Cargo, is another one.
 """
 
 from __future__ import annotations
 
 import configparser
 import io
+import sys
 from pathlib import Path
 
+from hostd.ssh_keys import authorized_line
 from labkit.errors import LabError
 from labkit.network import command
-from labkit.spec import LabSpec
+from labkit.spec import OWN_ROOT, LabSpec
 
 SSH_DIRECTORY = "/etc/cargo/ssh"
+STATE_DIRECTORY = "/var/lib/cargo"
+OPERATOR_IDENTITY = f"{SSH_DIRECTORY}/id_operator"
+OPERATOR_COMMAND = 'command="sh -c \\"$SSH_ORIGINAL_COMMAND\\""'
+"""Root's account opens to forced commands only; a person's is whatever the person says."""
 
 SSHD_CONFIG = """\
 ListenAddress {address}
 Port 22
 HostKey {directory}/ssh_host_ed25519_key
 AuthorizedKeysFile {directory}/authorized_keys
-PermitRootLogin prohibit-password
+PermitRootLogin forced-commands-only
 PubkeyAuthentication yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
@@ -34,6 +42,11 @@ MaxStartups 100
 MaxSessions 100
 Subsystem sftp /usr/lib/openssh/sftp-server
 """
+
+
+def interpreter(root: str) -> str:
+    """The Python that a host with this root tree runs the product on, as a path on the host."""
+    return sys.executable if root == OWN_ROOT else "/usr/bin/python3"
 
 
 def _write(path: Path, text: str, mode: int = 0o644) -> None:
@@ -80,7 +93,7 @@ def hostd_config(spec: LabSpec, host: str, address: str) -> str:
             "host": {
                 "name": host,
                 "address": address,
-                "state_dir": "/var/lib/cargo",
+                "state_dir": STATE_DIRECTORY,
                 "run_dir": "/run/cargo",
                 # The lab's hosts share a kernel, so a block device that several of them mount is one file system
                 # with one cache: storage that both hosts reach. Nothing else of the lab is an ext2.
@@ -125,17 +138,24 @@ def write_etc(spec: LabSpec, host: str, root: Path) -> None:
 
 def write_trust(spec: LabSpec) -> None:
     """Keys and configuration of all hosts. Existing keys stay; the others learn of a host that was added."""
-    host_keys, client_keys = {}, {}
+    host_keys, client_keys, operators = {}, {}, []
     for host in spec.hosts:
         ssh = spec.host_directory(host.name) / SSH_DIRECTORY.lstrip("/")
         ssh.mkdir(parents=True, exist_ok=True)
         ssh.chmod(0o700)
         host_keys[host.name] = _key(ssh / "ssh_host_ed25519_key", f"host {host.name}")
         client_keys[host.name] = _key(ssh / "id_ed25519", f"hostd@{host.name}")
+        operators.append(_key(ssh / "id_operator", f"a person at {host.name}"))
     for host in spec.hosts:
         cargo = spec.host_directory(host.name) / "etc/cargo"
         known = [f"{o.address},{o.name} {' '.join(host_keys[o.name].split()[:2])}" for o in spec.hosts]
-        others = [client_keys[o.name] for o in spec.hosts if o.name != host.name]
+        python = interpreter(host.root)
+        others = [
+            authorized_line(o.name, client_keys[o.name], state_dir=Path(STATE_DIRECTORY), python=python)
+            for o in spec.hosts
+            if o.name != host.name
+        ]
+        others += [f"{OPERATOR_COMMAND} {key}" for key in operators if key != operators[spec.hosts.index(host)]]
         _write(cargo / "ssh/known_hosts", "\n".join(known) + "\n")
         _write(cargo / "ssh/authorized_keys", "".join(f"{line}\n" for line in others), 0o600)
         _write(cargo / "ssh/sshd_config", SSHD_CONFIG.format(address=host.address, directory=SSH_DIRECTORY))

@@ -23,6 +23,7 @@ from hostd.effects.base import Context, Effect, Outcome, TrackingLostError
 from hostd.effects.registry import EFFECTS
 from hostd.plan import Plan
 from hostd.runner import Runner, RunnerPorts
+from hostd.ssh_grants import Admission
 from hostd.turn import ENDS_STEP
 from tests.support.histories import REQUEST, SAMPLES, prepared
 
@@ -447,3 +448,41 @@ def test_the_verdict_of_a_health_check_is_recorded_once_and_the_fill_goes_on(at_
     at_target.until_last("fill_finished")
     assert at_target.types[-2:] == ["health_reported", "fill_finished"]
     assert at_target.effects["announce_placement"].runs >= 1
+
+
+def test_the_peer_is_admitted_before_the_event_that_lets_it_ask_and_not_after_an_abort(at_source: Stage) -> None:
+    """P15: the target asks within a millisecond of reading the event."""
+    settled: list[tuple[bool, str]] = []
+
+    class Gate:
+        def admit(self, _migration: str, admission: Admission) -> None:
+            settled.append((True, at_source.types[-1]))
+
+        def settle(self, _migration: str, admission: Admission | None) -> None:
+            settled.append((admission is not None, at_source.types[-1]))
+
+    at_source.ports.gate = Gate()  # type: ignore[assignment]
+    at_source.give("requested", "prepare_ordered")
+    at_source.until_last("source_prepared")
+    assert (True, "prepare_ordered") in settled
+    at_source.give("target_prepared", "abort_ordered")
+    at_source.until_last("source_restored")
+    assert settled[-1][0] is False
+
+
+def test_a_grant_that_cannot_be_written_keeps_the_peer_waiting(at_source: Stage) -> None:
+    """P15: without it the target would be refused what the event promises."""
+    full = iter([TransientError("the disk is full"), TransientError("the disk is full")])
+
+    class Gate:
+        def admit(self, _migration: str, _admission: Admission) -> None:
+            if (problem := next(full, None)) is not None:
+                raise problem
+
+        def settle(self, _migration: str, _admission: Admission | None) -> None:
+            pass
+
+    at_source.ports.gate = Gate()  # type: ignore[assignment]
+    at_source.give("requested", "prepare_ordered")
+    at_source.until_last("source_prepared")
+    assert at_source.types.count("step_failed") == 1

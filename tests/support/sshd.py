@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from hostd.peer import Peer
+from hostd.ssh_keys import authorized_line
 
 START_SECONDS = 10.0
 
@@ -49,15 +50,25 @@ class Sshd:
         self.host_key.unlink()
         self._key("host_key")
 
-    def start(self) -> Sshd:
-        """Start, and return when connections are accepted."""
+    def gate(self, name: str, state: Path) -> None:
+        """From now on, the key of ``peer`` is that of the host ``name``, and opens the gate of the agent with ``state``."""
+        key = (self.directory / "identity.pub").read_text()
+        self.authorized_keys.write_text(authorized_line(name, key, state_dir=state) + "\n")
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return (self.directory / "sshd.log").read_text(errors="replace")
+
+    def start(self, *more: str) -> Sshd:
+        """Start, with ``more`` lines of configuration, and return when connections are accepted."""
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on its empty directory
         config = self.directory / "sshd_config"
         config.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.host_key}\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self.authorized_keys}\nStrictModes no\nPermitRootLogin prohibit-password\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\nMaxSessions 50\n"
-            "Subsystem sftp internal-sftp\nPrintMotd no\nUseDNS no\n"
+            "Subsystem sftp internal-sftp\nPrintMotd no\nUseDNS no\n" + "".join(f"{line}\n" for line in more)
         )
         with (self.directory / "sshd.log").open("ab") as log:
             self._process = subprocess.Popen(

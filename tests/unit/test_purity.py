@@ -31,6 +31,7 @@ PURE = [
     "hostd/remainder.py",
     "hostd/remainder.py",
     "hostd/source.py",
+    "hostd/ssh_grants.py",
     "hostd/target.py",
 ]
 FORBIDDEN = {
