@@ -338,6 +338,11 @@ class Fleet:
         """Whether the agent keeps files of the migration."""
         return self.lab.host(host).path(f"/var/lib/cargo/migrations/{migration}").exists()
 
+    def grants(self, host: str, migration: str = "*") -> list[str]:
+        """What other hosts may ask of this one by SSH, as ``<peer>/<migration>``."""
+        place = self.lab.host(host).path("/var/lib/cargo/gate/grants")
+        return sorted(f"{file.parent.name}/{file.stem}" for file in place.glob(f"*/{migration}.grant"))
+
     def assert_clean(self, host: str, migration: str) -> None:
         """Nothing of the migration is on the host: containers, mounts, processes, directories."""
         label = f"cargo.migration={migration}"
@@ -352,6 +357,7 @@ class Fleet:
             "processes": self.tools(host),
             "stages": self.stages(host),
             "files": [migration] if self.records(host, migration) else [],
+            "what peers may ask for": self.grants(host, migration),
         }
         assert not any(left.values()), f"{migration} left on {host}: {left}"
 
