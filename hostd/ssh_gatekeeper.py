@@ -30,12 +30,13 @@ from pathlib import Path
 import structlog
 
 from events.errors import PermanentError, TransientError
-from hostd.ssh_gate import FORMAT, escaped, start_of
+from hostd.ssh_gate import FORMAT, RefusedError, escaped, read_grant, start_of
 from hostd.ssh_grants import Admission
 
 LOCK_SECONDS = 10.0
 """A gate holds the lock for some milliseconds, between reading the grants and noting its session."""
 END_SECONDS = 5.0
+LDD_SECONDS = 30.0
 MAX_TOLD = 20
 """Refusals named in the agent's log at one look; the rest is counted."""
 MAX_READ_BYTES = 64 * 1024
@@ -125,25 +126,25 @@ class Gatekeeper:
 
     def _write(self, migration: str, admission: Admission) -> None:
         self._write_tools()
-        content = self._content(migration, admission)
         place = self._directory / "grants" / admission.peer
         place.mkdir(mode=0o700, exist_ok=True)
         file = place / f"{migration}.grant"
         for other in self._files(migration):
             if other != file:
                 self._withdraw(migration)
+        content = self._content(migration, admission, _real_places(file))
         if file.exists() and file.read_bytes() == content:
             return
         _replace(file, content)
         _sync_directory(place.parent)
 
-    def _content(self, migration: str, admission: Admission) -> bytes:
+    def _content(self, migration: str, admission: Admission, known: dict[bytes, bytes]) -> bytes:
         lines = [FORMAT, b"migration " + migration.encode(), b"role " + admission.role.encode()]
         for tree in admission.trees:
             kind = b"file " if tree.single_file else b"viewed " if tree.viewed else b"tree "
-            lines.append(kind + _with_real_place(os.fsencode(tree.path)))
+            lines.append(kind + _with_real_place(os.fsencode(tree.path), known))
         directory = os.fsencode(self._migrations / migration)
-        lines.append(b"directory " + _with_real_place(directory))
+        lines.append(b"directory " + _with_real_place(directory, known))
         lines += [b"name " + escaped(name.encode()) for name in admission.names]
         return b"\n".join([*lines, b"end"]) + b"\n"
 
@@ -255,15 +256,29 @@ class Gatekeeper:
 
 
 def _loaded_by(program: str) -> list[bytes]:
-    done = subprocess.run(
-        ["ldd", program], capture_output=True, env={**os.environ, "LC_ALL": "C"}, timeout=END_SECONDS * 4, check=False
-    )
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(["ldd", program], capture_output=True, env=environment, timeout=LDD_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"ldd {program} does not end") from error
     return [os.fsencode(found) for found in _LIBRARY.findall(os.fsdecode(done.stdout))]
 
 
-def _with_real_place(path: bytes) -> bytes:
-    """A path and where it lies. Symlinks are followed here, by the agent, once; the gate follows none."""
-    return escaped(path) + b"\t" + escaped(os.path.realpath(path))
+def _with_real_place(path: bytes, known: dict[bytes, bytes]) -> bytes:
+    """A path and where it lies. Symlinks are followed here, by the agent, once for each migration: the data's own owner
+    may put one into a tree's place later. The gate follows none."""
+    return escaped(path) + b"\t" + escaped(known.get(path) or os.path.realpath(path))
+
+
+def _real_places(file: Path) -> dict[bytes, bytes]:
+    """What an earlier life of the agent has found."""
+    if not file.exists():
+        return {}
+    try:
+        grant = read_grant(os.fsencode(file))
+    except RefusedError:
+        return {}
+    return {path: real for path, real, _, _ in grant.trees}
 
 
 def _replace(file: Path, content: bytes) -> None:

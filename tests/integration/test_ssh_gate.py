@@ -498,6 +498,19 @@ def test_a_tree_that_has_become_a_symlink_is_not_followed(lone: Place) -> None:
     assert_refused(lone, lone.ask_rsync(b".", os.fsencode(place) + b"/"), because="it cannot be confined here")
 
 
+def test_an_agent_that_was_restarted_does_not_follow_a_symlink_that_came_meanwhile(lone: Place) -> None:
+    """Of a bind below another bind of the same container, the container owns the place."""
+    place = lone.directory / "tree"
+    place.mkdir()
+    lone.admit(AdmittedTree(str(place)))
+    place.rmdir()
+    place.symlink_to(lone.secret)
+    following = Gatekeeper(lone.state, structlog.get_logger())
+    following.open()
+    following.settle(MIGRATION, Admission("beta", "source", (AdmittedTree(str(place), viewed=True),), SOURCE_FILES))
+    assert_refused(lone, lone.ask_rsync(b".", os.fsencode(place) + b"/"), because="it cannot be confined here")
+
+
 def test_a_tree_below_a_symlink_of_the_hosts_own_is_served(lone: Place, tmp_path: Path) -> None:
     (lone.directory / "link").symlink_to(lone.secret)
     tree = lone.directory / "link" / "below"
