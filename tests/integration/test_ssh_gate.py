@@ -546,7 +546,7 @@ def test_the_program_has_no_more_rights_than_reading_needs(place: Place) -> None
 
 
 def test_withdrawing_ends_what_was_admitted_and_admits_no_more(lone: Place, tmp_path: Path) -> None:
-    """P15, A13: a transfer under way does not outlive the migration's need of it."""
+    """P15: a transfer under way does not outlive the migration's need of it."""
     with (lone.tree / "large").open("wb") as file:
         file.truncate(64 * 1024 * 1024)
     (tmp_path / "here").mkdir()
@@ -589,7 +589,7 @@ def test_a_transport_that_is_refused_says_whose_gate_refused_it_and_why(lone: Pl
 
 
 def test_what_was_admitted_outlives_the_agent_and_is_looked_at_by_the_next_one(lone: Place) -> None:
-    """A1: the target goes on reading while the source's agent is away; the next life withdraws what it must."""
+    """A2: the target goes on reading while the source's agent is away; the next life withdraws what it must."""
     tree = lone.remote(lone.tree).partition(b":")[2] + b"/"
     following = Gatekeeper(lone.state, structlog.get_logger())
     assert b"cargo-gate" not in lone.ask_rsync(b".", tree).stderr
