@@ -22,8 +22,8 @@ MAX_SHOWN_CHARACTERS = 1000
 MAX_REASONS = 100
 MAX_REASONS_CHARACTERS = 8000
 """Of all reasons together: a character may take six bytes in an event, which may have 64 KiB."""
-SPACE_MARGIN = 1.1
-"""Free space that the target must have, as a multiple of the data: blocks, directories, rounding."""
+SPACE_PERCENT = 110
+"""Free space that the target must have, in parts of the data: blocks, directories, rounding."""
 STRATEGIES = get_args(Strategy)
 MAX_DOWNTIME_BUDGET_SECONDS = 3600
 MAX_WITHOUT = 50
@@ -258,11 +258,10 @@ def _check_target(request: Request, container: ContainerRecord, world: World, re
                 f"there is a volume {mount.name!r} on {request.target} already; "
                 "it may hold somebody's data, so remove or rename it first"
             )
-    needed = sum(mount.size_bytes or 0 for mount in container.mounts)
-    if needed * SPACE_MARGIN > host.free_bytes:
-        reasons.append(
-            f"{request.target} has {host.free_bytes} bytes free, the data needs {int(needed * SPACE_MARGIN)}"
-        )
+    # Whole numbers: what an agent writes may be larger than any fraction.
+    needed = sum(mount.size_bytes or 0 for mount in container.mounts) * SPACE_PERCENT // 100
+    if needed > host.free_bytes:
+        reasons.append(f"{request.target} has {host.free_bytes} bytes free, the data needs {needed}")
 
 
 _ANY_ADDRESS = {"", "0.0.0.0", "::"}  # noqa: S104 - compared, never bound

@@ -83,6 +83,18 @@ def test_reasons_without_end_from_an_agent_fit_into_the_rejection() -> None:
     next_event(None, answer, cause=0, stamp=STAMP)
 
 
+def test_sizes_without_end_from_an_agent_are_too_large_and_nothing_else() -> None:
+    """F2: a record may hold any number that JSON can."""
+    mount = records.MountRecord(kind="volume", name="v", destination="/v", tree="/v", size_bytes=10**400)
+    huge = records.ContainerRecord(id="c", name="web", image="", image_id="", running=True, mounts=(mount,))
+    hosts = {name: records.HostRecord(host=name, address="a", free_bytes=5) for name in ("alpha", "beta")}
+    world = admission.World(hosts=hosts, containers={"alpha": {"web": huge}})
+    answer = admission.examine("m", b'{"container":"web","source":"alpha","target":"beta"}', world)
+    assert isinstance(answer, schema.Rejected)
+    assert "bytes free" in answer.reasons[0]
+    next_event(None, answer, cause=0, stamp=STAMP)
+
+
 def test_failures_of_any_length_fit_into_the_order_to_abort() -> None:
     history = History()
     for name in ("requested", "prepare_ordered"):
