@@ -109,10 +109,10 @@ def test_keys_go_when_their_lease_runs_out(bench: Bench) -> None:
 
 def test_a_refreshed_lease_outlives_its_ttl(bench: Bench) -> None:
     """E21: which is the server's, whatever was asked for."""
-    lease = bench.store.lease(1)
+    lease = bench.store.lease(4)
     bench.store.put(bench.keys.host("alpha"), b"here", lease)
     pause = threading.Event()
-    for _ in range(lease.ttl_seconds * 4 + 2):
+    for _ in range(lease.ttl_seconds * 4):  # a busy machine may take its time between two of them
         assert lease.refresh()
         pause.wait(0.3)
     assert bench.store.get(bench.keys.host("alpha")) is not None
