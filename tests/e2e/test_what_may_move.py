@@ -111,6 +111,7 @@ def test_a_host_keeps_what_its_configuration_does_not_let_go_or_come(fleet: Flee
         for part in words:
             assert part in said, (name, said)
         assert fleet.running("alpha", name)
+    for name in wanted:  # once nothing is under way any more that would be found too
         fleet.assert_clean("beta", f"may-{name}")
     fleet.sleeper("what-fine", volumes={"/srv/opened": {"bind": "/o"}, "what-v": {"bind": "/v"}})
     fleet.migrate("may-what-fine", "what-fine")
