@@ -6,8 +6,9 @@ A file of its own, because Python compiles the script that it is given anew each
 import os
 import sys
 
-sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if __name__ == "__main__":
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from hostd.ssh_gate import main
+    from hostd.ssh_gate import main
 
-sys.exit(main())
+    sys.exit(main())
