@@ -411,6 +411,8 @@ class Checker:
         self._no_leftovers(migration, self.world.hosts[record.host("target")])
         if record is not self._last(record.container_id):
             return  # a later migration has moved it since
+        if self._released_before(record):
+            return  # admitted by what the agent had told of it before an earlier migration took it away
         if container is None:
             if not self.world.excused:
                 raise ViolationError("P11", f"{migration}: the container is gone from {host.name}")
@@ -467,6 +469,11 @@ class Checker:
         wanted = self.sim.policy if record.lifecycle.state == "finalised" else "no"
         if container.policy != wanted:
             raise ViolationError("P10", f"{migration} is {record.lifecycle.state}, the policy is {container.policy}")
+
+    def _released_before(self, record: Record) -> bool:
+        """Whether the container had left its host already when this migration was asked for."""
+        others = (r for r in self.records.values() if r is not record and r.container_id == record.container_id)
+        return any("source_released" in r.types and r.lifecycle.state != "rolled_back" for r in others)
 
     def _last(self, container_id: str) -> Record:
         mine = [r for r in self.records.values() if r.lifecycle.state != "rejected" and r.container_id == container_id]
