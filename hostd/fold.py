@@ -128,11 +128,16 @@ def write_durably(file: Path, content: bytes, mode: int = 0o600) -> None:
     finally:
         os.close(descriptor)
     new.replace(file)
-    parent = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_directory(file.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """What was created, renamed or removed in it is so after a crash, too. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(parent)
+        os.fsync(descriptor)
     finally:
-        os.close(parent)
+        os.close(descriptor)
 
 
 def _inode(path: Path) -> int | None:

@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import stat
-import struct
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -18,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from events.errors import CargoError, RefusedError
+from hostd import mounts
 from hostd.engine import Engine
 from hostd.engine_calls import EngineInfo
 from hostd.federation import Union
 from hostd.process import environment
 from hostd.settings import HostSettings
 from hostd.space import room_at
+from hostd.visibility import engine_pid
 
 TOOLS = ("rsync", "ssh", "sshfs", "fusermount3", "mount", "setpriv", "modprobe", "stat", "sync", "ip")
 """Commands that the agent runs."""
@@ -196,13 +197,8 @@ def _number(file: Path) -> int:
 def _sees_same_mounts(docker_socket: Path) -> bool | None:
     """O13: a mount that Docker cannot see gives the container an empty place."""
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(CONNECT_SECONDS)
-            connection.connect(str(docker_socket))
-            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid = struct.unpack("3i", raw)[0]
-        return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-    except OSError:
+        return mounts.namespace(engine_pid(docker_socket)) == mounts.namespace("self")
+    except (CargoError, OSError):
         return None
 
 

@@ -37,6 +37,8 @@ REMEASURE_FACTOR = 500.0
 FORGET_SECONDS = 3600.0
 """A tree that nobody asked about for so long is not measured any more."""
 LOWEST_PRIORITY = 19
+BY_CONTAINER = "is taken by the container"
+"""How ``port_problems`` says that a port will be free once that container stops."""
 BLOCK_BYTES = 512
 """Unit of st_blocks, whatever the file system's own block is."""
 
@@ -412,7 +414,7 @@ def port_problems(engine: Engine, wanted: Iterable[PortBinding]) -> list[str]:
             and _addresses_meet(other.host_ip, port.host_ip)
         )
         if owners:
-            problems.append(f"port {label} is taken by the container {owners[0]!r}")
+            problems.append(f"port {label} {BY_CONTAINER} {owners[0]!r}")
             continue
         trouble = _trial_bind(port, protocol)
         if trouble == errno.EADDRINUSE:

@@ -129,21 +129,22 @@ def mounted_elsewhere(source: bytes) -> list[tuple[int, MountRecord]]:
 
     A container keeps a file system alive in its own namespace after the host has unmounted it.
     """
-    seen = {_namespace("self")}
+    seen = {namespace("self")}
     found = []
     for pid in _process_ids():
         try:
-            namespace = _namespace(pid)
-            if namespace in seen:
+            found_in = namespace(pid)
+            if found_in in seen:
                 continue
-            seen.add(namespace)
+            seen.add(found_in)
             found += [(pid, record) for record in read_mountinfo(pid) if record.source == source]
         except OSError:
             continue  # the process ended while we looked
     return found
 
 
-def _namespace(pid: int | str) -> str:
+def namespace(pid: int | str) -> str:
+    """The mount namespace of a process, by a name of the kernel's. Raises OSError."""
     return os.readlink(f"/proc/{pid}/ns/mnt")
 
 

@@ -59,6 +59,8 @@ __all__ = ["MAX_ATTEMPTS_BEFORE_CLAIM", "Runner", "RunnerPorts"]
 SUPERVISE = "supervise_container"
 EXCLUSIVE = frozenset({SUPERVISE, "recall_container", "fold_union"})
 """Effects that start or stop the container on the target: one at a time."""
+EAGER_PART, EAGER_SECONDS = 0.2, 1.0
+"""Of the wait for the next attempt, and at most, that passes although something has happened: see ``_back_off``."""
 LOOK_SECONDS = 4.0
 """How often what a running container reads through is looked after, during a step that may take hours."""
 
@@ -309,7 +311,7 @@ class Runner:
             return
         admitted = admission(self.plan, foreseen(self.plan, self.view, data))
         if admitted is not None:
-            self.ports.gate.admit(self.migration, admitted)
+            self.ports.gate.settle(self.migration, admitted)
 
     def _begin(self, step: str) -> None:
         self._cancelled.clear()
@@ -375,10 +377,15 @@ class Runner:
 
     def _back_off(self, failures: int) -> bool:
         """Wait before the next attempt. While attempts are counted, being woken for nothing does not make another one:
-        a person's question or a mere look around must not use them up."""
-        deadline = time.monotonic() + retry_delay_seconds(failures)
-        while self._woken.wait(max(0.0, deadline - time.monotonic())):
-            if self._closing.is_set() or self._stirred.is_set() or self.view.state in IRREVOCABLE_STATES:
+        a person's question or a mere look around must not use them up. Where they are not counted it makes one sooner,
+        but not at once: what the failed attempt did to Docker wakes too."""
+        delay = retry_delay_seconds(failures)
+        began = time.monotonic()
+        while self._woken.wait(max(0.0, began + delay - time.monotonic())):
+            if self._closing.is_set() or self._stirred.is_set():
+                break
+            if self.view.state in IRREVOCABLE_STATES:
+                self._closing.wait(max(0.0, began + min(delay * EAGER_PART, EAGER_SECONDS) - time.monotonic()))
                 break
             self._woken.clear()
         return True

@@ -30,6 +30,7 @@ from pathlib import Path
 import structlog
 
 from events.errors import PermanentError, TransientError
+from hostd.fold import sync_directory, write_durably
 from hostd.ssh_gate import FORMAT, RefusedError, escaped, read_grant, start_of
 from hostd.ssh_grants import Admission
 
@@ -85,15 +86,11 @@ class Gatekeeper:
 
     # --- admitting and withdrawing -------------------------------------------------------------
 
-    def admit(self, migration: str, admission: Admission) -> None:
-        """Return when ``admission`` is durable. Raises TransientError."""
-        self._settle(migration, admission)
-
     def settle(self, migration: str, admission: Admission | None) -> None:
-        """Make what is on disk equal to ``admission``; when that is nothing, end what was admitted. Raises TransientError."""
-        self._settle(migration, admission)
+        """Make what is on disk equal to ``admission``, durably; when that is nothing, end what was admitted.
 
-    def _settle(self, migration: str, admission: Admission | None) -> None:
+        Raises TransientError.
+        """
         if self._is_settled(migration, admission):
             return  # without waiting for whoever withdraws another
         with self._mutex:
@@ -135,8 +132,8 @@ class Gatekeeper:
         content = self._content(migration, admission, _real_places(file))
         if file.exists() and file.read_bytes() == content:
             return
-        _replace(file, content)
-        _sync_directory(place.parent)
+        write_durably(file, content)
+        sync_directory(place.parent)
 
     def _content(self, migration: str, admission: Admission, known: dict[bytes, bytes]) -> bytes:
         lines = [FORMAT, b"migration " + migration.encode(), b"role " + admission.role.encode()]
@@ -156,7 +153,7 @@ class Gatekeeper:
         with self._alone():
             for file in files:
                 file.unlink(missing_ok=True)
-                _sync_directory(file.parent)
+                sync_directory(file.parent)
             concerned = [(pid, start) for pid, start, held in self._sessions() if migration in held]
         for pid, start in concerned:
             if start_of(pid) == start:
@@ -252,7 +249,7 @@ class Gatekeeper:
         content = b"\n".join(lines) + b"\n"
         file = self._directory / "tools"
         if not file.exists() or file.read_bytes() != content:
-            _replace(file, content)
+            write_durably(file, content)
 
 
 def _loaded_by(program: str) -> list[bytes]:
@@ -279,25 +276,6 @@ def _real_places(file: Path) -> dict[bytes, bytes]:
     except RefusedError:
         return {}
     return {path: real for path, real, _, _ in grant.trees}
-
-
-def _replace(file: Path, content: bytes) -> None:
-    new = file.with_suffix(".new")
-    with new.open("wb") as opened:
-        os.fchmod(opened.fileno(), 0o600)
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    new.replace(file)
-    _sync_directory(file.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _end(pid: int, start: bytes) -> None:

@@ -16,6 +16,7 @@ from events.errors import TransientError
 from hostd import mounts
 
 TRIAL_OPTIONS = "size=4k,mode=700"
+CONNECT_SECONDS = 5.0
 CREDENTIALS = struct.Struct("=iII")
 """``struct ucred``: pid, uid, gid."""
 
@@ -26,6 +27,7 @@ def engine_pid(docker_socket: Path) -> int:
     Raises TransientError when nobody answers.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CONNECT_SECONDS)
         try:
             connection.connect(os.fsencode(docker_socket))
         except OSError as error:
@@ -39,8 +41,9 @@ def invisible_mounts(pid: int, directory: Path) -> str:
 
     ``directory`` is one of the agent's own, in which something is mounted for a moment when nothing else can tell.
     """
-    if pid == 0 or _namespace("self") == _namespace(str(pid)):
-        return ""
+    with contextlib.suppress(OSError):
+        if pid == 0 or mounts.namespace(pid) == mounts.namespace("self"):
+            return ""
     trial = directory / "seen-by-docker"
     trial.mkdir(mode=0o700, parents=True, exist_ok=True)
     mounts.mount("tmpfs", "none", trial, TRIAL_OPTIONS)
@@ -57,9 +60,3 @@ def invisible_mounts(pid: int, directory: Path) -> str:
         f"what the agent mounts is not seen by Docker (process {pid}): the agent runs in a mount namespace of its own, and a "
         "container would start without its data. Run the agent without PrivateMounts, PrivateTmp, ProtectSystem and the like"
     )
-
-
-def _namespace(pid: str) -> str:
-    with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/{pid}/ns/mnt")
-    return ""

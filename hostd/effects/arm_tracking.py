@@ -27,11 +27,13 @@ class ArmTracking(Effect):
         pid = context.bench.engine.pid(prepared.container_id)
         dirty: list[DirtyManifest] = []
         distrust = []
+        layers: list[LayerTracker] = []
         # A step that is repeated finds the tracker that its first attempt started: only the life that armed the round
         # before can have watched since then.
         same_life = context.view.boots.get("sync_armed") == context.bench.boot
         for mount in prepared.mounts:
             tracker, fresh = ensure_tracker(context, mount)
+            layers += [tracker] if isinstance(tracker, LayerTracker) else []
             open_files = writable_files(pid) if pid else {}
             seen = tracker.arm(number, open_files)
             if not order.contents:
@@ -45,10 +47,8 @@ class ArmTracking(Effect):
                 continue
             entries = changed(mount, seen, open_files)
             dirty.append(publish(context, mount, f"round-{number}", entries, everything=False, why=""))
-        for mount in prepared.mounts:
-            tracker, _ = ensure_tracker(context, mount)
-            if isinstance(tracker, LayerTracker):
-                tracker.copy_takes(everything=number == 1 or not order.contents or bool(distrust))
+        for layer in layers:
+            layer.copy_takes(everything=number == 1 or not order.contents or bool(distrust))
         if distrust:
             return {"compare": True, "why": "; ".join(distrust)[:1000], "dirty": ()}
         return {"dirty": tuple(dirty)}

@@ -14,9 +14,13 @@ from hostd.effects.mount_union import MountUnion
 from hostd.effects.open_layer import ensure_layer
 from hostd.effects.shared import require_shares
 from hostd.graft import Graft
+from hostd.inventory import BY_CONTAINER, port_problems
 from hostd.neighbours import announce
 from hostd.spec import ContainerSpec, missing_ports, port_bindings
 from hostd.warm import settle_gate
+
+PORT_HELD = "port is already allocated"
+"""How Docker says that its own book of ports has a port taken; a program that has it reads otherwise."""
 
 
 class StartContainer(Effect):
@@ -37,7 +41,9 @@ class StartContainer(Effect):
             container_id, why_cold = _start(context, spec, container_id)
         except CargoError as error:
             _remove(context, container_id)
-            raise TransientError(f"Docker could not start the container: {error}") from error
+            raise TransientError(
+                f"Docker could not start the container: {error}{_who_holds(context, error)}"
+            ) from error
         inspected = engine.inspect(container_id) or {}
         started = time.monotonic()
         pid = int((inspected.get("State") or {}).get("Pid") or 0)
@@ -85,6 +91,20 @@ def _start(context: Context, spec: ContainerSpec, container_id: str) -> tuple[st
             MountUnion().run(context)
     engine.start(container_id)
     return container_id, why_cold
+
+
+def _who_holds(context: Context, error: CargoError) -> str:
+    """What Docker does not say of a port that it holds: for whom. After a crash it can be for nobody."""
+    if PORT_HELD not in str(error):
+        return ""
+    taken = port_problems(context.bench.engine, context.view.source_prepared.ports)
+    if by_containers := [problem for problem in taken if BY_CONTAINER in problem]:
+        return f"; {', '.join(by_containers)}: stop that one, and this start goes on"
+    return (
+        "; no container publishes it: Docker holds it since a start that a crash cut short, until Docker is restarted "
+        "on this host (which ends its other containers for a moment, unless it runs with live-restore). "
+        "The data is safe on both hosts meanwhile, and a rollback needs no restart"
+    )
 
 
 def _remove(context: Context, container_id: str) -> None:

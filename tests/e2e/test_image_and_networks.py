@@ -69,15 +69,7 @@ def network(fleet: Fleet, name: str, subnet: str, *, host: str = "alpha", **more
     pool = docker.types.IPAMPool(subnet=subnet, gateway=subnet.replace(".0/24", ".254"))
     made = fleet.docker[host].networks.create(name, ipam=docker.types.IPAMConfig(pool_configs=[pool]), **more)
 
-    def forget() -> None:
-        for client in fleet.docker.values():
-            for known in client.networks.list(names=[name]):
-                known.reload()
-                for container in known.containers:
-                    known.disconnect(container, force=True)
-                known.remove()
-
-    fleet.at_end(forget)
+    fleet.forget_network(name)
     return made
 
 

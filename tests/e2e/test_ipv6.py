@@ -35,15 +35,7 @@ def network(fleet: Fleet, name: str, *subnets: str, host: str = "alpha") -> Any:
     pools = [docker.types.IPAMPool(subnet=subnet) for subnet in subnets]
     ipam = docker.types.IPAMConfig(pool_configs=pools)
 
-    def forget() -> None:
-        for client in fleet.docker.values():
-            for known in client.networks.list(names=[name]):
-                known.reload()
-                for container in known.containers:
-                    known.disconnect(container, force=True)
-                known.remove()
-
-    fleet.at_end(forget)
+    fleet.forget_network(name)
     return fleet.docker[host].networks.create(name, ipam=ipam, enable_ipv6=True)
 
 

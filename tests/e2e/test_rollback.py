@@ -12,7 +12,7 @@ from tests.support.fleet import Fleet, without_state
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
 
-GIGABYTES = int(os.environ.get("CARGO_ROLLBACK_GIGABYTES", "2"))
+GIGABYTES = int(os.environ.get("CARGO_ROLLBACK_GIGABYTES", "10"))
 OWN_BYTES = 10 * 1024 * 1024
 MEGABYTE = 1024 * 1024
 

@@ -20,10 +20,6 @@ def started(fleet: Fleet, migration: str) -> TargetStarted:
     return [event.data for event in fleet.events(migration) if isinstance(event.data, TargetStarted)][-1]
 
 
-def gates(fleet: Fleet, host: str) -> list[str]:
-    return sorted(path.name for path in (fleet.lab.host(host).directory / "run/cargo/gates").glob("*"))
-
-
 def test_a_container_whose_working_directory_is_in_its_data_goes_on_from_its_gate(fleet: Fleet) -> None:
     """Volumes, binds, read-only ones; working directory and entrypoint as Docker would have them."""
     bound = fleet.alpha.directory / "srv/bound"
@@ -54,7 +50,7 @@ def test_a_container_whose_working_directory_is_in_its_data_goes_on_from_its_gat
     assert after.startswith("1\n2\n"), "and its working directory is the tree that it goes on in"
     assert "/data" in after and "kept" in after
     assert fleet.execute("beta", "warm", "touch /shown/x 2>&1 || echo refused").endswith("refused\n")
-    assert gates(fleet, "beta") == []
+    assert fleet.gates("beta") == []
     fleet.control("warm-1", "finalise")
     fleet.wait_for("warm-1", "finalised")
     fleet.present("beta", "warm").restart(timeout=2)
@@ -81,12 +77,12 @@ def test_an_abort_sends_the_waiting_container_away(fleet: Fleet) -> None:
     fleet.failpoints("hostd/alpha", "source.stop_container:before_effect=pause")
     fleet.sleeper("waits", volumes={"waits": {"bind": "/data"}})
     fleet.request("waits-1", "waits")
-    wait_until(lambda: bool(gates(fleet, "beta")), "the container is not warmed", 30)
+    wait_until(lambda: bool(fleet.gates("beta")), "the container is not warmed", 30)
     fleet.control("waits-1", "abort")
     fleet.wait_for("waits-1", "abort_ordered")
     fleet.failpoints("hostd/alpha", "")
     fleet.wait_end("waits-1", "aborted")
-    assert gates(fleet, "beta") == []
+    assert fleet.gates("beta") == []
     assert "runc init" not in fleet.beta.run(["ps", "axo", "args"]).stdout
     assert fleet.container("beta", "waits") is None
     fleet.oracle.settle({"waits": {"alpha"}})
@@ -105,6 +101,48 @@ def test_an_agent_that_dies_while_the_container_waits_starts_it_cold_in_its_next
     hostd.start()
     fleet.wait_end(f"{name}-1", "completed", timeout_seconds=80)
     assert started(fleet, f"{name}-1").start == "cold"
-    assert gates(fleet, "beta") == []
+    assert fleet.gates("beta") == []
     fleet.oracle.settle({name: {"beta"}})
     fleet.assert_sound(f"{name}-1")
+
+
+NEVER_CREATES = """#!/bin/sh
+case " $* " in *" create "*) touch /run/creating; sleep 600 ;; esac
+exec runc "$@"
+"""
+"""A runtime in which Docker's start stands still between the container's network and its first process."""
+
+
+def test_a_port_that_a_crash_left_with_docker_is_named_and_is_no_dead_end(fleet: Fleet) -> None:
+    """A8, F7: power fails in the middle of a start; Docker then holds the port for nobody."""
+    fleet.sleeper("cut", ports={"7777/tcp": 7777})
+    configuration, runtime = (fleet.beta.directory / name for name in ("etc/docker/daemon.json", "srv/never-creates"))
+    usual = configuration.read_text()
+    runtime.write_text(NEVER_CREATES)
+    runtime.chmod(0o755)
+    configuration.write_text(json.dumps(json.loads(usual) | {"runtimes": {"cargo": {"path": "/srv/never-creates"}}}))
+    fleet.at_end(lambda: configuration.write_text(usual))
+    fleet.beta.dockerd.restart()
+    fleet.oracle.resume("beta")
+    fleet.failpoints("hostd/alpha", "source.stop_container:before_effect=pause")
+    fleet.request("cut-1", "cut")
+    wait_until((fleet.beta.directory / "run/creating").exists, "Docker does not start the container", 30)
+    fleet.beta.power_cut()
+    fleet.oracle.lost_power("beta")
+    configuration.write_text(usual)
+    fleet.beta.boot()
+    fleet.oracle.resume("beta")
+    fleet.failpoints("hostd/alpha", "")
+    fleet.wait_for("cut-1", "step_failed", timeout_seconds=60)
+    said = fleet.cargoctl("why", "cut-1").stdout
+    assert "no container publishes it: Docker holds it" in said
+    assert "a rollback needs no restart" in said
+    fleet.control("cut-1", "rollback")
+    fleet.wait_end("cut-1", "rolled_back")
+    fleet.wait_running("alpha", "cut")
+    fleet.beta.dockerd.restart()
+    fleet.oracle.resume("beta")
+    fleet.migrate("cut-2", "cut")
+    fleet.oracle.settle({"cut": {"beta"}})
+    fleet.assert_sound("cut-1")
+    fleet.assert_sound("cut-2")

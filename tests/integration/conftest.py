@@ -12,11 +12,8 @@ from tests.support.unions import Link, Stand
 @pytest.fixture(scope="module")
 def link() -> Iterator[Link]:
     """A source, and a way to it."""
-    link = Link()
-    try:
+    with Link() as link:
         yield link
-    finally:
-        link.close()
 
 
 @pytest.fixture

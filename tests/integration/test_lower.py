@@ -31,11 +31,9 @@ JOIN_SECONDS = 60
 
 @pytest.fixture
 def link() -> Iterator[Link]:
-    link = Link()
-    try:
+    """One of its own for each test: some end its server."""
+    with Link() as link:
         yield link
-    finally:
-        link.close()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,26 @@ def test_after_the_claim_nothing_is_given_up(at_target: Stage) -> None:
     assert failures[0].retrying
 
 
+def test_what_a_failed_attempt_does_to_docker_does_not_make_the_next_one_follow_at_once(
+    at_target: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that fails makes and removes a container, and Docker's events of it wake the agent."""
+    monkeypatch.setattr(turn_module, "FIRST_RETRY_SECONDS", 10.0)
+    monkeypatch.setattr(runner_module, "EAGER_SECONDS", 0.3)
+    at: list[float] = []
+
+    def fail(_context: Context) -> Outcome:
+        at.append(time.monotonic())
+        at_target.runner.kick()
+        raise TransientError("port is already allocated")
+
+    at_target.effects["start_container"].script = fail
+    at_target.append("requested", "prepare_ordered", "source_prepared", "target_prepared", "sync_ordered", "sync_armed")
+    at_target.give("sync_finished", "cutover_ordered", "source_stopped", "target_claimed")
+    at_target.until(lambda: len(at) == 3)
+    assert all(later - earlier >= 0.3 for earlier, later in pairwise(at))
+
+
 def test_an_abort_cancels_a_running_step_and_everything_is_undone(at_target: Stage) -> None:
     running = threading.Event()
 
@@ -455,9 +476,6 @@ def test_the_peer_is_admitted_before_the_event_that_lets_it_ask_and_not_after_an
     settled: list[tuple[bool, str]] = []
 
     class Gate:
-        def admit(self, _migration: str, admission: Admission) -> None:
-            settled.append((True, at_source.types[-1]))
-
         def settle(self, _migration: str, admission: Admission | None) -> None:
             settled.append((admission is not None, at_source.types[-1]))
 
@@ -475,12 +493,9 @@ def test_a_grant_that_cannot_be_written_keeps_the_peer_waiting(at_source: Stage)
     full = iter([TransientError("the disk is full"), TransientError("the disk is full")])
 
     class Gate:
-        def admit(self, _migration: str, _admission: Admission) -> None:
-            if (problem := next(full, None)) is not None:
+        def settle(self, _migration: str, admission: Admission | None) -> None:
+            if admission is not None and (problem := next(full, None)) is not None:
                 raise problem
-
-        def settle(self, _migration: str, _admission: Admission | None) -> None:
-            pass
 
     at_source.ports.gate = Gate()  # type: ignore[assignment]
     at_source.give("requested", "prepare_ordered")

@@ -21,13 +21,12 @@ BLURRED = frozenset({"mtime"})
 
 @pytest.fixture
 def stand() -> Iterator[Stand]:
-    link = Link()
-    try:
+    with Link() as link:
         made = Stand(link)
-        yield made
-    finally:
-        made.close()
-        link.close()
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def federated(stand: Stand) -> None:

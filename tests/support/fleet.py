@@ -198,6 +198,19 @@ class Fleet:
         trees = [f"/proc/{pid}/root{destination}" for destination in destinations]
         return self.describe(host, *trees, timeout_seconds=timeout_seconds)
 
+    def forget_network(self, name: str) -> None:
+        """In the end, remove whatever has this name on any host, whoever is still in it."""
+
+        def forget() -> None:
+            for client in self.docker.values():
+                for known in client.networks.list(names=[name]):
+                    known.reload()
+                    for container in known.containers:
+                        known.disconnect(container, force=True)
+                    known.remove()
+
+        self.at_end(forget)
+
     # --- asking -------------------------------------------------------------------------------------
 
     def etcdctl(self, *arguments: str, given: bytes | None = None) -> str:
@@ -300,6 +313,16 @@ class Fleet:
         return log.stat().st_size if log.exists() else 0
 
     # --- looking ------------------------------------------------------------------------------------
+
+    def gates(self, host: str) -> list[str]:
+        """The containers that have a gate on the host."""
+        return sorted(path.name for path in (self.lab.host(host).directory / "run/cargo/gates").glob("*"))
+
+    def at_gate(self, host: str) -> list[str]:
+        """Those of them whose start has come to it, and waits."""
+        return sorted(
+            path.parent.name for path in (self.lab.host(host).directory / "run/cargo/gates").glob("*/waiting")
+        )
 
     def mounts(self, host: str) -> list[str]:
         """Mounts of the product in the host's namespace, as ``point (kind)``."""

@@ -60,7 +60,10 @@ class Link:
         self.sshd = Sshd(self.directory / "sshd").start()
         self.transport = Transport(self.directory / "run")
 
-    def close(self) -> None:
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End everything, whatever state a failed test left it in."""
         with contextlib.suppress(Exception):
             self.sshd.thaw()
