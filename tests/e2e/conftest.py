@@ -24,6 +24,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     fleet = getattr(item, "funcargs", {}).get("fleet")
     if report.failed and isinstance(fleet, Fleet):
+        fleet.spoilt = True
         for log in sorted(fleet.lab.spec.logs.glob("*.log")):
             if log.name.endswith("hostd.log") or log.name == "coordinator.log":
                 tail = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
@@ -73,3 +74,5 @@ def fleet(ground: Ground) -> Iterator[Fleet]:
     except (AssertionError, LabError):
         ground.rebuild()
         raise
+    if made.spoilt:  # whatever it left, inside of a daemon too, must not fail the next ones
+        ground.rebuild()

@@ -86,6 +86,8 @@ class Fleet:
         self.keys = self.store.keys
         self.docker = {host.spec.name: host.docker_client() for host in lab.hosts}
         self.oracle = Oracle(lab.hosts)
+        self.spoilt = False
+        """The test failed: what it left may not be seen from here."""
         self._migrations: list[str] = []
         self._closing: list[Callable[[], None]] = []
 
