@@ -16,9 +16,17 @@ from typing import TypeAlias
 from coordinator import ctl_control, ctl_fleet, ctl_history
 from coordinator.controls import CONTROLS
 from coordinator.ctl_output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Command, UsageError
-from events.connecting import connect
+from events.connecting import connect, exposure
 from events.errors import CargoError, SchemaError
-from events.settings import DEFAULT_CONFIG, ETCD_OPTIONS, EtcdSettings, Reader, SettingsError
+from events.settings import (
+    DEFAULT_CONFIG,
+    ETCD_OPTIONS,
+    TRUST_OPTIONS,
+    EtcdSettings,
+    Reader,
+    SettingsError,
+    TrustSettings,
+)
 
 ENDPOINTS_VARIABLE = "CARGO_ETCD"
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
@@ -184,23 +192,26 @@ def _failpoint_commands(commands: Commands) -> None:
     one.add_argument("process", metavar="PROCESS", help="coordinator, or hostd/HOST")
 
 
-def _etcd_settings(options: argparse.Namespace) -> EtcdSettings:
+def _settings(options: argparse.Namespace) -> tuple[EtcdSettings, TrustSettings]:
     path = options.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() and not options.etcd else None)
-    settings = EtcdSettings(endpoints=())
+    settings, trust = EtcdSettings(endpoints=()), TrustSettings()
     if path is not None:
-        known = {"etcd": ETCD_OPTIONS, "coordinator": (), "host": (), "log": (), "docker": (), "ssh": ()}
-        reader = Reader(path, known)
-        settings = reader.etcd()
+        known = {"etcd": ETCD_OPTIONS, "trust": TRUST_OPTIONS}
+        reader = Reader(path, known | dict.fromkeys(("coordinator", "host", "log", "docker", "ssh"), ()))
+        settings, trust = reader.etcd(), reader.trust()
     endpoints = tuple(options.etcd.replace(",", " ").split()) or settings.endpoints or (DEFAULT_ENDPOINT,)
-    return EtcdSettings(endpoints, settings.prefix, settings.ca, settings.cert, settings.key)
+    return EtcdSettings(endpoints, settings.prefix, settings.ca, settings.cert, settings.key), trust
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        settings = _etcd_settings(options)
-        store = connect(settings, settings.endpoints)
+        settings, trust = _settings(options)
+        exposed = exposure(settings.endpoints, settings, trust)
+        if exposed:
+            print(f"cargoctl: {exposed}", file=sys.stderr)
+        store = connect(settings, settings.endpoints, trust)
         try:
             code: int = options.run(store, options)
             return code

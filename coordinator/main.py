@@ -15,7 +15,7 @@ from coordinator.embedded import EmbeddedEtcd
 from coordinator.service import Service
 from coordinator.settings import CoordinatorSettings, load
 from events import logs, supervisor
-from events.connecting import connect
+from events.connecting import connect, exposure
 from events.errors import CargoError
 from events.failpoints import Failpoints
 from events.settings import DEFAULT_CONFIG
@@ -84,7 +84,10 @@ def _run(settings: CoordinatorSettings, failpoints: Failpoints, stop: threading.
                 endpoint=embedded.endpoint,
                 data_dir=str(settings.data_dir),
             )
-        store = connect(settings.etcd, endpoints)
+        exposed = exposure(endpoints, settings.etcd, settings.trust)
+        if exposed:
+            log.warning(exposed)
+        store = connect(settings.etcd, endpoints, settings.trust)
         try:
             supervisor.tell(supervisor.READY)
             Service(store, settings.name, failpoints, log).run(stop)

@@ -112,6 +112,8 @@ class Keyspace:
         self.failpoint_sets = f"{prefix}/failpoints/"
         self.placements = f"{prefix}/placements/"
         self.leader = f"{prefix}/coordinator/leader"
+        self.members = f"{prefix}/members/"
+        self.joins = f"{prefix}/join/"
 
     # --- building ------------------------------------------------------------------------------
 
@@ -178,6 +180,21 @@ class Keyspace:
     def placement(self, container: str) -> str:
         """Key of the note of where ``container`` belongs."""
         return self.placements + _legal(container, valid_container_name, "container name")
+
+    def member(self, name: str) -> str:
+        """Key of the pins of the member ``name``: ``coordinator/<name>`` or ``hostd/<host>``."""
+        kind, _, own = name.partition("/")
+        if kind not in ("coordinator", "hostd"):
+            raise ValueError(f"{name!r} is no member's name")
+        return f"{self.members}{kind}/{_legal(own, valid_host_name, 'name')}"
+
+    def join_request(self, host: str) -> str:
+        """Where a new host publishes its keys."""
+        return f"{self.joins}{_legal(host, valid_host_name, 'host name')}/request"
+
+    def join_answer(self, host: str) -> str:
+        """Where a new host finds its certificate."""
+        return f"{self.joins}{_legal(host, valid_host_name, 'host name')}/answer"
 
     # --- parsing -------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from events import logs, supervisor
-from events.connecting import connect
+from events.connecting import connect, exposure
 from events.errors import CargoError
 from events.failpoints import Failpoints
 from events.settings import DEFAULT_CONFIG
@@ -104,7 +104,10 @@ def _run(
         transport=Transport(settings.run_dir / "ssh"),
     )
     shut_left_gates(log)
-    store = connect(settings.etcd, settings.etcd.endpoints)
+    exposed = exposure(settings.etcd.endpoints, settings.etcd, settings.trust)
+    if exposed:
+        log.warning(exposed)
+    store = connect(settings.etcd, settings.etcd.endpoints, settings.trust)
     log.info("serving", address=settings.address, etcd=list(settings.etcd.endpoints))
     supervisor.tell(supervisor.READY)
     try:

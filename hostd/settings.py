@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from events.keyspace import valid_host_name
-from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
+from events.settings import ETCD_OPTIONS, LOG_OPTIONS, TRUST_OPTIONS, EtcdSettings, LogSettings, Reader, TrustSettings
 from hostd.moves import Moves
 from hostd.shared_storage import SHARED_FILE_SYSTEMS
 
@@ -38,6 +38,7 @@ KNOWN = {
         "privileged",
     ),
     "ssh": ("user", "port", "identity", "known_hosts"),
+    "trust": TRUST_OPTIONS,
     "log": LOG_OPTIONS,
 }
 
@@ -68,6 +69,7 @@ class HostSettings:
     """First of those on which data is served by NFS, one for each migration."""
     moves: Moves = field(default_factory=Moves)
     """What may be moved from here and to here at all."""
+    trust: TrustSettings = field(default_factory=TrustSettings)
 
 
 def _is_address(text: str) -> bool:
@@ -115,6 +117,7 @@ def load(path: Path) -> HostSettings:
         ssh_known_hosts=reader.path("ssh", "known_hosts", "/etc/cargo/ssh/known_hosts")
         or Path("/etc/cargo/ssh/known_hosts"),
         log=reader.log(),
+        trust=reader.trust(),
         read_patience_seconds=reader.number(
             "host", "read_patience_seconds", PATIENCE_SECONDS, low=1, high=7 * 24 * 3600
         ),
