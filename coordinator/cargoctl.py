@@ -2,7 +2,7 @@
 
 Everything it writes could be written with etcdctl just as well, but for ``archive``, which also removes. This module is
 the command line; the commands stand in ``ctl_fleet.py`` (list, migrate, status), ``ctl_history.py`` (history, replay,
-verify, export, archive) and ``ctl_control.py`` (why, the controls, failpoints).
+verify, export, archive), ``ctl_control.py`` (why, the controls, failpoints) and ``ctl_trust.py`` (fleet).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
-from coordinator import ctl_control, ctl_fleet, ctl_history
+from coordinator import ctl_control, ctl_fleet, ctl_history, ctl_trust
 from coordinator.controls import CONTROLS
 from coordinator.ctl_output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Command, UsageError
 from events.connecting import connect, exposure
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     _history_commands(commands)
     _control_commands(commands)
     _failpoint_commands(commands)
+    ctl_trust.arguments(_add(commands, "fleet", ctl_trust.list_members, "who belongs to a secured fleet"))
     return made
 
 
@@ -208,8 +209,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         settings, trust = _settings(options)
+        if options.command == "fleet":
+            settings, trust = ctl_trust.defaults(settings, options.directory), TrustSettings()
+            options.endpoints = settings.endpoints
         exposed = exposure(settings.endpoints, settings, trust)
-        if exposed:
+        if exposed and options.command != "fleet":
             print(f"cargoctl: {exposed}", file=sys.stderr)
         store = connect(settings, settings.endpoints, trust)
         try:

@@ -110,6 +110,7 @@ class Keyspace:
         self.inventories = f"{prefix}/inventory/"
         self.progresses = f"{prefix}/progress/"
         self.failpoint_sets = f"{prefix}/failpoints/"
+        self.inboxes = f"{prefix}/inbox/"
         self.placements = f"{prefix}/placements/"
         self.leader = f"{prefix}/coordinator/leader"
         self.members = f"{prefix}/members/"
@@ -145,7 +146,7 @@ class Keyspace:
 
     def inbox(self, host: str) -> str:
         """Prefix of the wake-up pointers for ``host``."""
-        return f"{self.prefix}/inbox/{_legal(host, valid_host_name, 'host name')}/"
+        return f"{self.inboxes}{_legal(host, valid_host_name, 'host name')}/"
 
     def inbox_pointer(self, host: str, migration: str) -> str:
         """Key of the wake-up pointer for ``host`` about ``migration``."""

@@ -82,7 +82,7 @@ class Trust:
         uncovered: list[Event] = []
         tails = {former.tails.get(migration) for member in self.members().values() for former in member.former}
         for event in events:
-            member = self._member(event.by)
+            member = self.member(event.by)
             why = self._forged(migration, event, member)
             if why:
                 found.append((event.seq, f"migration {migration}: event {event.seq} ({event.type}) {why}"))
@@ -138,7 +138,7 @@ class Trust:
             # It was signed by a coordinator, or whoever read it first would not have gone on.
             if not isinstance(began.data, Requested):
                 return None
-            member = self._member(began.by)
+            member = self.member(began.by)
             if not began.by.startswith("coordinator/") or self._forged(migration, began, member):
                 return None
             known = began.data.request
@@ -158,10 +158,12 @@ class Trust:
         """Why a record under ``members/`` is none, by name."""
         return dict(self._refused)
 
-    def _member(self, name: str) -> Member | None:
+    def member(self, name: str) -> Member | None:
+        """The member ``name``, also a former one. One that is not known, or was removed, is looked for anew."""
         self._refresh(PINS_SECONDS)
-        if name not in self._members:
-            self._refresh(0.0)
+        known = self._members.get(name)
+        if known is None or not known.active:
+            self._refresh(0.0 if known is None else 1.0)
         return self._members.get(name)
 
     def _refresh(self, oldest_seconds: float) -> None:

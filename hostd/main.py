@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="cargo-hostd",
         description="Cargo's agent: manages containers and their data on this Docker host.",
-        epilog="Exit codes: 0 clean stop, or nothing is missing; 1 failure, or something is; 2 wrong usage or configuration.",
+        epilog="`cargo-hostd join TOKEN` makes this host a member of a secured fleet. "
+        "Exit codes: 0 clean stop, or nothing is missing; 1 failure, or something is; 2 wrong usage or configuration.",
     )
     made.add_argument(
         "command",
@@ -62,8 +63,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code."""
-    options = parser().parse_args(arguments)
+    """Run until SIGTERM or SIGINT; or ``join`` a fleet. Returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["join"]:
+        from hostd import joining  # noqa: PLC0415 - an agent at work needs none of it
+
+        return joining.main(given[1:])
+    options = parser().parse_args(given)
     try:
         settings = load(options.config)
         failpoints = Failpoints.from_environment()
@@ -110,9 +116,17 @@ def _run(
     store = connect(settings.etcd, settings.etcd.endpoints, settings.trust)
     log.info("serving", address=settings.address, etcd=list(settings.etcd.endpoints))
     supervisor.tell(supervisor.READY)
+    pins = None
     try:
+        if store.trust is not None:
+            from hostd.pins import Pins  # noqa: PLC0415 - brings what only a secured fleet needs in memory
+
+            pins = Pins(settings.name, store.trust.members, settings.ssh_known_hosts, settings.ssh_authorized_keys, log)
+            pins.start()
         Service(store, bench, failpoints, log).run(stop)
     finally:
+        if pins is not None:
+            pins.close()
         store.close()
     return EXIT_OK
 

@@ -37,7 +37,7 @@ KNOWN = {
         "not_binds",
         "privileged",
     ),
-    "ssh": ("user", "port", "identity", "known_hosts"),
+    "ssh": ("user", "port", "identity", "known_hosts", "authorized_keys"),
     "trust": TRUST_OPTIONS,
     "log": LOG_OPTIONS,
 }
@@ -69,6 +69,8 @@ class HostSettings:
     """First of those on which data is served by NFS, one for each migration."""
     moves: Moves = field(default_factory=Moves)
     """What may be moved from here and to here at all."""
+    ssh_authorized_keys: Path = Path("/etc/cargo/ssh/authorized_keys")
+    """Kept by the agent in a secured fleet, as ssh_known_hosts is."""
     trust: TrustSettings = field(default_factory=TrustSettings)
 
 
@@ -116,6 +118,8 @@ def load(path: Path) -> HostSettings:
         ssh_identity=reader.path("ssh", "identity", "/etc/cargo/ssh/id_ed25519") or Path("/etc/cargo/ssh/id_ed25519"),
         ssh_known_hosts=reader.path("ssh", "known_hosts", "/etc/cargo/ssh/known_hosts")
         or Path("/etc/cargo/ssh/known_hosts"),
+        ssh_authorized_keys=reader.path("ssh", "authorized_keys", "/etc/cargo/ssh/authorized_keys")
+        or Path("/etc/cargo/ssh/authorized_keys"),
         log=reader.log(),
         trust=reader.trust(),
         read_patience_seconds=reader.number(
