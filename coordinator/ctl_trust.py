@@ -56,6 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--etcd-name", action="append", default=[], metavar="NAME", help="address or DNS name of a member of etcd"
     )
     sub.add_argument("--coordinator", action="append", default=[], metavar="NAME", help="as in its coordinator.cfg")
+    sub.add_argument("--files-only", action="store_true", help="make the files, and leave etcd alone")
     sub = add("token", token, "make a token with which one host may ask to join")
     sub.add_argument("host")
     sub.add_argument("--minutes", type=int, default=TOKEN_MINUTES, help="how long it is good for (default %(default)s)")
@@ -103,6 +104,10 @@ def init(store: Store, options: argparse.Namespace) -> int:
     if not options.json:
         for path in made:
             out.print(f"made {path}", soft_wrap=True)
+    if options.files_only:
+        if options.json:
+            print_json({"made": made, "authentication": None})
+        return EXIT_OK
     try:
         version = _fleet(store, options).enable(options.coordinator)
     except StoreUnavailableError as error:

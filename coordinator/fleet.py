@@ -139,6 +139,8 @@ class Fleet:
         end = int((datetime.datetime.now(datetime.UTC) + valid).timestamp())
         user = f"join/{host}/{end}-{secrets.token_hex(4)}"
         self._drop_joining(host)
+        for stale in (self._keys.join_request(host), self._keys.join_answer(host)):  # of an earlier token
+            self._store.delete(stale)
         self._users.make_user(user, user, sorted(joining_permissions(self._keys, host)))
         key = new_tls_key()
         cert = self._authority.certify(certificate_request(key, user), user, valid)
@@ -165,15 +167,26 @@ class Fleet:
         return Candidate(joining.decode_request(stored.value, host), joining.request_fingerprint(stored.value))
 
     def approve(self, candidate: Candidate, days: int = CERTIFICATE_DAYS) -> Member:
-        """Make ``candidate``, which a person has compared, a member. Whatever the host had before is withdrawn."""
+        """Make ``candidate``, which a person has compared, a member. Whatever the host had before is withdrawn.
+
+        Raises PermanentError for a key that was withdrawn already: whoever made it necessary may still have it.
+        """
         request = candidate.request
         name, host = f"hostd/{request.host}", request.host
+        known = self._member(name)
+        for old in () if known is None else known.former:
+            if old.signing_key == request.signing_key:
+                raise PermanentError(
+                    f"{host} brings the signing key that was withdrawn on {old.withdrawn_at}. Nothing was approved. Remove "
+                    "trust/ and ssh/id_ed25519* below its /etc/cargo, so that it makes new keys, and join again"
+                )
         user = f"{name}/{secrets.token_hex(4)}"  # never used before: an old certificate of this host stays worthless
         cert = self._authority.certify(request.csr.encode(), user, datetime.timedelta(days=days))
-        known = self._member(name)
         if known is not None and known.user:
             self._users.drop_user(known.user)
-        former = self._withdrawn(known) if known is not None else ()
+        former = () if known is None else known.former
+        if known is not None and known.signing_key != request.signing_key:
+            former = self._withdrawn(known)
         member = Member(
             name=name,
             user=user,
@@ -182,7 +195,7 @@ class Fleet:
             ssh_client_key=request.ssh_client_key,
             address=request.address,
             since=utc_now_text(),
-            former=tuple(one for one in former if one.signing_key != request.signing_key),
+            former=former,
         )
         self._users.make_user(user, user, sorted(base(self._keys, host)))
         self._pin(member)
