@@ -67,9 +67,9 @@ class Access:
                 have = self._granted[role] = have | {permission}
 
     def sweep(self, heads: Mapping[str, Head], halted: Iterable[str], pointers: Callable[[], set[str]]) -> list[str]:
-        """Take back what no migration calls for; says so in words. Raises StoreUnavailableError.
+        """Take back what no migration calls for, and says so in words; grant what is missing.
 
-        ``pointers`` reads the keys of all inbox pointers; it is only asked when there is something to take back. Of
+        Raises StoreUnavailableError. ``pointers`` reads the keys of all inbox pointers; it is only asked when there is something to take back. Of
         ``halted`` migrations everything stays as it is.
         """
         excess: dict[str, frozenset[Permission]] = {}
@@ -81,6 +81,9 @@ class Access:
             for migration, head in heads.items():
                 if head.phase not in ARCHIVABLE_PHASES:
                     wanted |= self._part(migration, head, host)
+            for permission in sorted(wanted - self._of(member.user)):  # it was approved anew, under another role
+                self._users.grant(member.user, permission)
+                self._granted[member.user] |= {permission}
             excess[host] = self._of(member.user) - wanted
         stuck = set(halted)
         if stuck:  # who needs what of them cannot be known

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from events.crypto import Authority, SigningKey, signature_holds
-from events.errors import PermanentError, SchemaError, UntrustedError
+from events.errors import SchemaError, StoreUnavailableError, UntrustedError
 from events.following import KeyValue
 from events.keyspace import Keyspace
 from events.membership import Member, decode_member
@@ -59,12 +59,26 @@ class Trust:
     # --- writing -------------------------------------------------------------------------------
 
     def sign(self, migration: str, by: str, text: bytes) -> str:
-        """The signature of this process over an event of ``migration``. Raises PermanentError without a key."""
+        """The signature of this process over an event of ``migration``.
+
+        Raises StoreUnavailableError when nobody would believe it: an event that is not proven stops its migration for
+        good, so it must not be written.
+        """
         if self._own is None:
-            raise PermanentError(
-                f"{by} cannot write events in a secured fleet: its configuration names no [trust] signing_key"
+            raise StoreUnavailableError(
+                f"{by} cannot write events in a secured fleet: its configuration names no [trust] signing_key. Nothing "
+                "was written, migrations wait"
             )
-        return self._own.sign(_about(migration) + text)
+        member = self.member(by)
+        if member is None or member.signing_key != self._own.public:
+            known = (
+                "is no member of this fleet" if member is None or not member.active else "is pinned with another key"
+            )
+            raise StoreUnavailableError(
+                f"{by} {known}, so nobody would believe what it writes. Nothing was written, migrations wait. A host "
+                "joins with `cargo-hostd join`, a coordinator's key is pinned by `cargoctl fleet init`"
+            )
+        return self._own.sign(about(migration) + text)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -119,7 +133,7 @@ class Trust:
         return ""
 
     def _holds(self, migration: str, event: Event, public: str) -> bool:
-        return bool(public) and signature_holds(public, _about(migration) + signed_text(event), event.signature)
+        return bool(public) and signature_holds(public, about(migration) + signed_text(event), event.signature)
 
     def _out_of_role(self, migration: str, event: Event, first: Callable[[], Event]) -> str:
         authors = EVENT_TYPES[event.type].authors
@@ -182,5 +196,6 @@ class Trust:
             self._members, self._refused, self._read_at = members, refused, now
 
 
-def _about(migration: str) -> bytes:
+def about(migration: str) -> bytes:
+    """What a signature over an event of ``migration`` begins with."""
     return _CONTEXT + migration.encode() + b"\0"

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from coordinator.recording import ARCHIVABLE_PHASES
-from events.errors import CargoError, StoreUnavailableError, UntrustedError
+from events.errors import CargoError, PermanentError, StoreUnavailableError, UntrustedError
 from events.etcd_users import EtcdUsers
 from events.leases import Election
 from events.permissions import base, under
@@ -308,6 +308,9 @@ def test_a_removed_host_is_out_at_once_and_its_old_certificate_stays_out(scene: 
     assert scene.etcd.fleet._store.get(scene.etcd.keys.host("delta")) is None
     fresh = scene.etcd.store("coordinator-c1")
     assert fresh.read("own-10")[-1] == mine, "what it said while it was a member still counts"
+    with pytest.raises(PermanentError, match="the signing key that was withdrawn"):
+        scene.etcd.join("delta")
+    (scene.etcd.directory.parent / "delta/signing.key").unlink()
     again = scene.etcd.join("delta")
     assert again.member.user != delta.member.user
     again.store.put(scene.etcd.keys.host("delta"), b"{}")

@@ -12,7 +12,7 @@ from coordinator.audit import audit
 from coordinator.authorship import unproven
 from events.connecting import exposure
 from events.crypto import SigningAuthority
-from events.errors import PermanentError, SchemaError, UntrustedError
+from events.errors import SchemaError, StoreUnavailableError, UntrustedError
 from events.membership import Member, decode_member, encode_member
 from events.schema import SIGNED_VERSION, Event, PrepareOrdered, decode_event, encode_head, head_after
 from events.settings import EtcdSettings, TrustSettings
@@ -159,10 +159,18 @@ def test_a_member_that_came_back_has_its_old_history_and_its_new_key(fleet: Secu
     assert len(fleet.read("web-1")) == 4
 
 
-def test_a_process_without_a_key_writes_nothing(fleet: SecuredFleet) -> None:
-    fleet.store.trust = fleet.trust()
-    with pytest.raises(PermanentError, match="signing_key"):
-        fleet.store.append("web-1", None, SAMPLES["requested"], cause=0, stamp=Stamper(COORDINATOR).stamp(1))
+def test_what_nobody_would_believe_is_not_written(fleet: SecuredFleet) -> None:
+    """An event that is not proven would stop its migration for good: without a key, with another, or as a stranger."""
+    stamp = Stamper(COORDINATOR).stamp(1)
+    for trust, words in ((fleet.trust(), "signing_key"), (fleet.trust(ALPHA), "is pinned with another key")):
+        fleet.store.trust = trust
+        with pytest.raises(StoreUnavailableError, match=words):
+            fleet.store.append("web-1", None, SAMPLES["requested"], cause=0, stamp=stamp)
+    fleet.withdraw(ALPHA)
+    for name in (ALPHA, "hostd/mallory"):
+        fleet.store.trust = fleet.trust(name)
+        with pytest.raises(StoreUnavailableError, match="is no member of this fleet"):
+            fleet.store.append("web-1", None, SAMPLES["requested"], cause=0, stamp=Stamper(name).stamp(1))
     fleet.store.trust = None
     assert fleet.store.head("web-1") is None
 
