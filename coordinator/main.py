@@ -93,7 +93,7 @@ def _run(settings: CoordinatorSettings, failpoints: Failpoints, stop: threading.
         try:
             supervisor.tell(supervisor.READY)
             access = None
-            if store.trust is not None:
+            if store.trust is not None and settings.etcd.cert is not None:
                 access = Access(store.keys, EtcdUsers(store), store.trust)
             Service(store, settings.name, failpoints, log, access).run(stop)
         finally:
