@@ -1,4 +1,4 @@
-"""``cargoctl fleet init | token | approve | remove | list``: who belongs to a secured fleet.
+"""``cargoctl fleet init | token | approve | remove | list | cut``: who belongs to a secured fleet.
 
 What they do stands in ``coordinator/fleet.py``; here are the words, the questions and the command line. They run with
 the operator's certificate, beside the authority's key.
@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.text import Text
 
-from coordinator.ctl_output import EXIT_FAILED, EXIT_OK, UsageError, console, print_json
+from coordinator import mending
+from coordinator.ctl_output import EXIT_FAILED, EXIT_OK, UsageError, checked_id, console, print_json
 from coordinator.fleet import TOKEN_MINUTES, Fleet, fingerprints, make_files
 from coordinator.timeline import printable
 from events.errors import StoreUnavailableError
@@ -66,6 +67,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sub = add("remove", remove, "withdraw everything that a host has, at once")
     sub.add_argument("host")
     sub.add_argument("--force", action="store_true", help="although migrations of it are under way")
+    sub = add("cut", cut, "cut off what is not proven at the end of a history that everybody holds")
+    sub.add_argument("id")
+    sub.add_argument("--since", type=int, metavar="SEQ", help="the first event to go, instead of a question")
+    sub.add_argument(
+        "--evidence", type=Path, required=True, metavar="FILE", help="where the history as it is goes first"
+    )
     add("list", list_members, "members, and hosts that ask to join")
 
 
@@ -166,7 +173,8 @@ def approve(store: Store, options: argparse.Namespace) -> int:
             f"that is not the fingerprint of the request, which is {candidate.fingerprint}: nothing was approved. If the "
             "host shows the other one, somebody else has used its token; make a new one"
         )
-    if not options.fingerprint and not _agreed(candidate.request.host):
+    question = f"Does {candidate.request.host} show the same fingerprint? Type yes to approve: "
+    if not options.fingerprint and not _agreed(question, "--fingerprint, as the host has shown it"):
         print("cargoctl: not approved", file=sys.stderr)
         return EXIT_FAILED
     member = fleet.approve(candidate)
@@ -177,10 +185,10 @@ def approve(store: Store, options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _agreed(host: str) -> bool:
+def _agreed(question: str, instead: str) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError("there is nobody to ask here: give --fingerprint, as the host has shown it")
-    return input(f"Does {host} show the same fingerprint? Type yes to approve: ").strip() == "yes"
+        raise UsageError(f"there is nobody to ask here: give {instead}")
+    return input(question).strip() == "yes"
 
 
 def remove(store: Store, options: argparse.Namespace) -> int:
@@ -202,6 +210,31 @@ def remove(store: Store, options: argparse.Namespace) -> int:
         out.print(Text(f"{migration} waits for a person: `cargoctl why {migration}`", style="bold"))
     if removal.unnamed:
         out.print(f"{removal.unnamed} ended histories whose last word is {host}'s cannot be proven any more")
+    return EXIT_OK
+
+
+def cut(store: Store, options: argparse.Namespace) -> int:
+    """Show what would go, ask, and cut it off."""
+    _fleet(store, options)
+    found = mending.find(store, checked_id(options.id))
+    out = console(options)
+    if not options.json:
+        out.print(printable(found.why), soft_wrap=True)
+        for number, _ in found.recorded.texts[found.since - 1 :]:
+            out.print(f"event {number} would go")
+    if options.since is not None and options.since != found.since:
+        raise UsageError(f"what is not proven begins with event {found.since}; nothing was changed")
+    question = f"Have you looked where the container runs? Type yes to cut off event {found.since} and what follows: "
+    if options.since is None and not _agreed(question, "--since, as `cargoctl verify` shows it"):
+        print("cargoctl: nothing was changed", file=sys.stderr)
+        return EXIT_FAILED
+    mending.cut_off(store, found, options.evidence)
+    if options.json:
+        print_json({"migration": options.id, "since": found.since, "evidence": str(options.evidence)})
+    else:
+        out.print(
+            f"{options.id} ends with event {found.since - 1} again; restart the coordinators, which go on from there"
+        )
     return EXIT_OK
 
 

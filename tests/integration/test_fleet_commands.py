@@ -68,10 +68,9 @@ def shown_fingerprint(process: subprocess.Popen[str]) -> str:
 def test_from_nothing_to_members_and_out_again(etcd: SecuredEtcd, capsys: pytest.CaptureFixture[str]) -> None:
     """P15: the whole way of a host: token, keys of its own, approval by fingerprint, and withdrawal at once."""
     names = ("--etcd-name", "127.0.0.1", "--coordinator", "c1")
-    code, out, err = fleet(etcd, capsys, "init", *names)
-    assert code == 1, "etcd does not run yet"
+    code, out, err = fleet(etcd, capsys, "init", "--files-only", *names)
+    assert code == 0, err
     assert "ca.key" in out
-    assert f"--trusted-ca-file {etcd.directory}/ca.crt" in err
     authority = (etcd.directory / "ca.key").read_bytes()
     etcd.start()
     code, _, err = fleet(etcd, capsys, "init", *names)
@@ -173,16 +172,25 @@ def test_a_token_opens_nothing_but_the_request(etcd: SecuredEtcd, capsys: pytest
     assert decode_token(again).key != token.key
 
 
-def test_a_host_in_the_middle_of_a_migration_is_not_removed_by_accident(
+def test_a_forged_order_is_cut_off_and_a_host_at_work_is_not_removed_by_accident(
     etcd: SecuredEtcd, capsys: pytest.CaptureFixture[str]
 ) -> None:
     etcd.make_files()
     etcd.start()
     etcd.secure()
-    for host in ("alpha", "beta"):
-        etcd.join(host)
+    alpha, _ = etcd.join("alpha"), etcd.join("beta")
     etcd.access.grant("web-1", "web", "alpha", "beta")
-    etcd.coordinator.append("web-1", None, SAMPLES["requested"])
+    first = etcd.coordinator.append("web-1", None, SAMPLES["requested"])
+
+    alpha.append("web-1", first, SAMPLES["abort_ordered"], by="coordinator/c1")
+    evidence = str(etcd.directory.parent / "evidence")
+    code, _, err = fleet(etcd, capsys, "cut", "web-1", "--evidence", evidence, "--since", "1")
+    assert (code, "begins with event 2" in err) == (2, True)
+    code, out, err = fleet(etcd, capsys, "cut", "web-1", "--evidence", evidence, "--since", "2")
+    assert code == 0, err
+    assert "was not signed by coordinator/c1" in out
+    assert etcd.coordinator.store.read("web-1") == [first]
+
     code, _, err = fleet(etcd, capsys, "remove", "alpha")
     assert code == 2
     assert "web-1" in err
@@ -190,6 +198,15 @@ def test_a_host_in_the_middle_of_a_migration_is_not_removed_by_accident(
     code, out, _ = fleet(etcd, capsys, "remove", "alpha", "--force", "--json")
     assert code == 0
     assert json.loads(out)["under_way"] == ["web-1"]
+
+
+def test_an_etcd_that_does_not_serve_yet_is_told_how(
+    etcd: SecuredEtcd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("events.store.DEADLINE_SECONDS", 0.2)
+    code, _, err = fleet(etcd, capsys, "init", "--etcd-name", "127.0.0.1")
+    assert code == 1
+    assert f"--trusted-ca-file {etcd.directory}/ca.crt" in err
 
 
 @pytest.mark.parametrize("text", ["", "cargo1.", "cargo1.AAAA", "cargo2.e30=", "cargo1.e30="])

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator import archive
+from coordinator import archive, mending
 from coordinator.audit import audit
 from coordinator.authorship import unproven
 from events.connecting import exposure
@@ -207,6 +207,37 @@ def test_one_untrusted_history_does_not_hide_the_others(fleet: SecuredFleet) -> 
     found = fleet.store.histories()
     assert list(found.events) == ["web-1"]
     assert "was not signed by coordinator/c1" in found.broken["web-2"]
+
+
+def test_what_is_not_proven_is_cut_off_and_the_migration_goes_on(fleet: SecuredFleet, tmp_path: Path) -> None:
+    """P15, B15: a stolen credential can stop a migration of its own; a person gets it going again, with evidence."""
+    last = begun(fleet)
+    third = fleet.append("web-1", last, prepared(), ALPHA)
+    forged = fleet.append("web-1", third, SAMPLES["abort_ordered"], COORDINATOR, key_of=ALPHA)
+    fleet.append("web-1", forged, SAMPLES["source_restored"], ALPHA)
+    fleet.store.trust = fleet.trust()
+    cut = mending.find(fleet.store, "web-1")
+    assert cut.since == 4
+    mending.cut_off(fleet.store, cut, tmp_path / "evidence")
+    assert fleet.store.read("web-1")[-1] == third
+    assert fleet.store.get(fleet.store.keys.inbox_pointer("beta", "web-1")) is not None, "both hosts look again"
+    assert len(archive.read(tmp_path / "evidence")["web-1"].texts) == 5
+    recorded = archive.recorded(fleet.store, "web-1")
+    assert recorded is not None
+    assert not [*audit(recorded), *unproven(fleet.store, recorded)]
+    with pytest.raises(mending.NothingToCutError, match="every event of web-1 is proven"):
+        mending.find(fleet.store, "web-1")
+    fleet.append("web-1", third, SAMPLES["target_prepared"], BETA)
+    assert len(fleet.read("web-1")) == 4
+
+
+def test_nothing_is_cut_off_a_history_that_is_wrong_from_the_beginning(fleet: SecuredFleet) -> None:
+    fleet.append("web-1", None, SAMPLES["requested"], COORDINATOR, key_of=ALPHA)
+    fleet.store.trust = fleet.trust()
+    with pytest.raises(mending.NothingToCutError, match="not even the first event"):
+        mending.find(fleet.store, "web-1")
+    with pytest.raises(mending.NothingToCutError, match="is missing"):
+        mending.find(fleet.store, "web-9")
 
 
 def test_a_bus_within_reach_of_others_without_tls_is_said_loudly() -> None:
