@@ -52,6 +52,7 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with secured_etcd(tmp_path_factory.mktemp("attacks")) as etcd:
         made = Scene(etcd, etcd.join("alpha"), etcd.join("beta"), etcd.join("gamma"))
+        made.begin("web-1", "alpha", "beta")  # so that alpha has a part in something
         made.begin("web-2", "beta", "gamma")
         yield made
 
