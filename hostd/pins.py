@@ -33,7 +33,10 @@ class Pins:
         known_hosts: Path,
         authorized_keys: Path,
         log: structlog.stdlib.BoundLogger,
+        line: Callable[[str, str], str] | None = None,
     ) -> None:
+        """``line`` makes the line of ``authorized_keys`` of a peer from its name and key."""
+        self._line = line or authorized_line
         self._host = host
         self._members = members
         self._known_hosts = known_hosts
@@ -58,7 +61,7 @@ class Pins:
         try:
             members = self._members()
             self._write(self._known_hosts, known_hosts(members), 0o644)
-            self._write(self._authorized_keys, authorized_keys(members, self._host), 0o600)
+            self._write(self._authorized_keys, authorized_keys(members, self._host, self._line), 0o600)
         except CargoError as error:
             self._log.warning("the SSH pins stay as they are", reason=str(error))
 
@@ -78,16 +81,16 @@ def known_hosts(members: Mapping[str, Member]) -> str:
     return HEADER + "".join(f"{host} {key}\n" for host, key in hosts.items())
 
 
-def authorized_keys(members: Mapping[str, Member], own: str) -> str:
-    """Every other host's key."""
-    lines = [
-        authorized_line(name.partition("/")[2], one.ssh_client_key)
-        for name, one in sorted(members.items())
-        if one.ssh_client_key and name != f"hostd/{own}"
-    ]
-    return HEADER + "".join(f"{line}\n" for line in lines)
-
-
 def authorized_line(peer: str, key: str) -> str:
     """How the key of ``peer`` opens this host."""
     return f"restrict {key} hostd@{peer}"
+
+
+def authorized_keys(members: Mapping[str, Member], own: str, line: Callable[[str, str], str] = authorized_line) -> str:
+    """Every other host's key."""
+    lines = [
+        line(name.partition("/")[2], one.ssh_client_key)
+        for name, one in sorted(members.items())
+        if one.ssh_client_key and name != f"hostd/{own}"
+    ]
+    return HEADER + "".join(f"{one}\n" for one in lines)
