@@ -96,6 +96,8 @@ class Trust:
         uncovered: list[Event] = []
         tails = {former.tails.get(migration) for member in self.members().values() for former in member.former}
         for event in events:
+            if event.seq == 1:  # an archived migration's name may be used again
+                self._requests.pop(migration, None)
             member = self.member(event.by)
             why = self._forged(migration, event, member)
             if why:

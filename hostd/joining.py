@@ -95,6 +95,11 @@ def _join(token: Token, options: argparse.Namespace) -> int:
     trust, ssh = options.directory / "trust", options.directory / "ssh"
     for directory in (trust, ssh):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (trust / "ca.crt").exists() and read_file(trust / "ca.crt") != token.ca.encode():
+        raise PermanentError(
+            f"this host trusts another fleet's authority, in {trust / 'ca.crt'}. Nothing was changed. If it is to leave that "
+            f"fleet, stop its agent and remove {trust} first"
+        )
     write_file(trust / "ca.crt", token.ca.encode(), 0o644)
     request = _request(token, trust, ssh, options)
     raw = joining.encode_request(request, SigningKey.load(trust / "signing.key"))

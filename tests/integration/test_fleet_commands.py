@@ -140,6 +140,12 @@ def test_a_token_opens_nothing_but_the_request(etcd: SecuredEtcd, capsys: pytest
     etcd.secure()
     _, text, _ = fleet(etcd, capsys, "token", "beta", "--minutes", "5")
     token = decode_token(text)
+    place = etcd.directory.parent / "beta/trust"
+    place.mkdir(parents=True)
+    (place / "ca.crt").write_text("another fleet's")
+    elsewhere = joining(etcd, "beta", text)
+    assert "trusts another fleet's authority" in elsewhere.communicate(timeout=60)[1]
+    (place / "ca.crt").unlink()
     place = etcd.directory.parent / "thief"
     place.mkdir()
     (place / "t.crt").write_text(token.cert)

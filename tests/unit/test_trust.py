@@ -14,7 +14,16 @@ from events.connecting import exposure
 from events.crypto import SigningAuthority
 from events.errors import SchemaError, StoreUnavailableError, UntrustedError
 from events.membership import Member, decode_member, encode_member
-from events.schema import SIGNED_VERSION, Event, PrepareOrdered, decode_event, encode_head, head_after
+from events.schema import (
+    SIGNED_VERSION,
+    Event,
+    PrepareOrdered,
+    Request,
+    Requested,
+    decode_event,
+    encode_head,
+    head_after,
+)
 from events.settings import EtcdSettings, TrustSettings
 from events.stamp import Stamper
 from tests.support.histories import SAMPLES, prepared
@@ -207,6 +216,20 @@ def test_one_untrusted_history_does_not_hide_the_others(fleet: SecuredFleet) -> 
     found = fleet.store.histories()
     assert list(found.events) == ["web-1"]
     assert "was not signed by coordinator/c1" in found.broken["web-2"]
+
+
+def test_a_name_that_is_used_again_is_another_migration(fleet: SecuredFleet) -> None:
+    """After an archive: whose reports count follows from the history that there is, not from one that was."""
+    last = begun(fleet)
+    reader = fleet.trust()
+    fleet.append("web-1", last, prepared(), ALPHA)
+    assert len(fleet.read("web-1", trust=reader)) == 3
+    fleet.store.delete_prefix(fleet.store.keys.migration("web-1"))
+    request = Request(container="web", source="gamma", target="beta")
+    first = fleet.append("web-1", None, Requested(request=request, container_id="c" * 64), COORDINATOR)
+    last = fleet.append("web-1", first, PrepareOrdered(), COORDINATOR)
+    fleet.append("web-1", last, prepared(), GAMMA)
+    assert len(fleet.read("web-1", trust=reader)) == 3
 
 
 def test_what_is_not_proven_is_cut_off_and_the_migration_goes_on(fleet: SecuredFleet, tmp_path: Path) -> None:
