@@ -198,7 +198,7 @@ def _settings(options: argparse.Namespace) -> tuple[EtcdSettings, TrustSettings]
     settings, trust = EtcdSettings(endpoints=()), TrustSettings()
     if path is not None:
         known = {"etcd": ETCD_OPTIONS, "trust": TRUST_OPTIONS}
-        reader = Reader(path, known | dict.fromkeys(("coordinator", "host", "log", "docker", "ssh"), ()))
+        reader = Reader(path, known | dict.fromkeys(("coordinator", "host", "log", "docker", "moves", "ssh"), ()))
         settings, trust = reader.etcd(), reader.trust()
     endpoints = tuple(options.etcd.replace(",", " ").split()) or settings.endpoints or (DEFAULT_ENDPOINT,)
     return EtcdSettings(endpoints, settings.prefix, settings.ca, settings.cert, settings.key), trust
