@@ -106,6 +106,11 @@ def test_a_container_moves_in_a_secured_fleet_and_a_host_leaves_it(fleet: Fleet)
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     operator.join(fleet.lab.spec, alpha)
     alpha.hostd.start()
+    wait_until(
+        lambda: "hostd@alpha" in authorized.read_text() and "\nalpha " in known.read_text(),
+        "beta does not let the new alpha in",
+        4 * LOOK_SECONDS,
+    )
     fleet.wait_listed("beta", "safe")
     events = fleet.migrate("safe-2", "safe", source="beta", target="alpha")
     assert fleet.execute("alpha", "safe", "cat /data/file") == "kept"
