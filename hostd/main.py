@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from hostd.effects.base import Workbench
 from hostd.engine import Engine
 from hostd.service import Service
 from hostd.settings import HostSettings, load
+from hostd.ssh_keys import authorized_line
 from hostd.standing import mount_again
 from hostd.transport import Transport
 from hostd.warm import shut_left_gates
@@ -121,7 +123,9 @@ def _run(
         if store.trust is not None:
             from hostd.pins import Pins  # noqa: PLC0415 - brings what only a secured fleet needs in memory
 
-            pins = Pins(settings.name, store.trust.members, settings.ssh_known_hosts, settings.ssh_authorized_keys, log)
+            line = partial(authorized_line, state_dir=settings.state_dir)
+            files = (settings.ssh_known_hosts, settings.ssh_authorized_keys)
+            pins = Pins(settings.name, store.trust.members, *files, log, line)
             pins.start()
         Service(store, bench, failpoints, log).run(stop)
     finally:

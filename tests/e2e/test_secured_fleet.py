@@ -87,7 +87,7 @@ def test_a_container_moves_in_a_secured_fleet_and_a_host_leaves_it(fleet: Fleet)
     alpha, beta = fleet.lab.host("alpha"), fleet.lab.host("beta")
     authorized, known = beta.path("/etc/cargo/ssh/authorized_keys"), beta.path("/etc/cargo/ssh/known_hosts")
     assert "\nalpha " in known.read_text()
-    assert "hostd@alpha" in authorized.read_text()
+    assert "--peer alpha " in authorized.read_text()
     thief = stolen(fleet, "alpha")
     assert thief.get(fleet.keys.host("alpha")) is not None
     alpha.hostd.stop()
@@ -107,7 +107,7 @@ def test_a_container_moves_in_a_secured_fleet_and_a_host_leaves_it(fleet: Fleet)
     operator.join(fleet.lab.spec, alpha)
     alpha.hostd.start()
     wait_until(
-        lambda: "hostd@alpha" in authorized.read_text() and "\nalpha " in known.read_text(),
+        lambda: "--peer alpha " in authorized.read_text() and "\nalpha " in known.read_text(),
         "beta does not let the new alpha in",
         4 * LOOK_SECONDS,
     )
