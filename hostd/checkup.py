@@ -57,7 +57,7 @@ def check(settings: HostSettings, *, as_json: bool) -> int:
 
 def _bus(settings: HostSettings) -> list[Finding]:
     try:
-        store = connect(settings.etcd)
+        store = connect(settings.etcd, trust=settings.trust)
     except CargoError as error:
         return [problem("etcd-access", str(error), "correct the [etcd] section")]
     try:
