@@ -31,9 +31,10 @@ _START = """\
 The files are there. Start etcd with them, on every member, then run this again:
 
   etcd --client-cert-auth --trusted-ca-file {d}/ca.crt --cert-file {d}/etcd.crt --key-file {d}/etcd.key \\
-       --listen-client-urls https://… --advertise-client-urls https://…
+       --peer-client-cert-auth --peer-trusted-ca-file {d}/ca.crt --peer-cert-file {d}/etcd.crt \\
+       --peer-key-file {d}/etcd.key --peer-cert-allowed-cn etcd --listen-client-urls https://… …
 
-and the same for its peers (--peer-client-cert-auth, --peer-trusted-ca-file, …). What etcd said now: {why}"""
+docs/operators-guide.md has all of it. What etcd said now: {why}"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ It must never accept a certificate that the authority in the token has not signe
 from __future__ import annotations
 
 import argparse
+import configparser
 import contextlib
 import subprocess
 import sys
@@ -36,33 +37,13 @@ from events.etcd import EtcdAccess, EtcdStore
 from events.joining import JoinAnswer, JoinRequest, Token
 from events.keyspace import Keyspace
 from events.store import Store
+from hostd.settings import load
 
 DEFAULT_DIRECTORY = Path("/etc/cargo")
 SSH_HOST_KEY = Path("/etc/ssh/ssh_host_ed25519_key.pub")
 POLL_SECONDS = 1.0
 WAIT_SECONDS = 3600
-_CONFIG = """\
-# Written by `cargo-hostd join`; docs/samples/hostd.cfg explains every option.
-[host]
-name = {host}
-address = {address}
-
-[etcd]
-endpoints = {endpoints}
-prefix = {prefix}
-ca = {trust}/ca.crt
-cert = {trust}/etcd.crt
-key = {trust}/etcd.key
-
-[trust]
-ca = {trust}/ca.crt
-signing_key = {trust}/signing.key
-
-[ssh]
-identity = {ssh}/id_ed25519
-known_hosts = {ssh}/known_hosts
-authorized_keys = {ssh}/authorized_keys
-"""
+_HEADER = "# Written by `cargo-hostd join`; docs/samples/hostd.cfg explains every option.\n"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,18 +94,74 @@ def _join(token: Token, options: argparse.Namespace) -> int:
             answer = _wait(store, token.host, check, options.wait_seconds)
     write_file(trust / "etcd.crt", answer.cert.encode(), 0o644)
     config = options.directory / "hostd.cfg"
-    if not config.exists():
-        text = _CONFIG.format(
-            host=token.host,
-            address=request.address,
-            endpoints=", ".join(token.endpoints),
-            prefix=token.prefix,
-            trust=trust,
-            ssh=ssh,
+    wanted = _settings(token, request.address, trust, ssh)
+    if _blank(config):
+        write_file(config, _as_file(wanted).encode(), 0o644)
+    elif differing := _differing(config, wanted):
+        raise PermanentError(
+            f"{token.host} is a member as {answer.user}, but there was a configuration {config} already, which is left as "
+            "it is. Before the agent is started it has to say\n" + "\n".join(f"  {line}" for line in differing)
         )
-        write_file(config, text.encode(), 0o644)
     print(f"{token.host} is a member as {answer.user}; start cargo-hostd -c {config}")
     return 0
+
+
+def _settings(token: Token, address: str, trust: Path, ssh: Path) -> dict[tuple[str, str], str]:
+    """What the configuration has to say, by section and option."""
+    return {
+        ("host", "name"): token.host,
+        ("host", "address"): address,
+        ("etcd", "endpoints"): ", ".join(token.endpoints),
+        ("etcd", "prefix"): token.prefix,
+        ("etcd", "ca"): f"{trust}/ca.crt",
+        ("etcd", "cert"): f"{trust}/etcd.crt",
+        ("etcd", "key"): f"{trust}/etcd.key",
+        ("trust", "ca"): f"{trust}/ca.crt",
+        ("trust", "signing_key"): f"{trust}/signing.key",
+        ("ssh", "identity"): f"{ssh}/id_ed25519",
+        ("ssh", "known_hosts"): f"{ssh}/known_hosts",
+        ("ssh", "authorized_keys"): f"{ssh}/authorized_keys",
+    }
+
+
+def _as_file(wanted: dict[tuple[str, str], str]) -> str:
+    sections: dict[str, list[str]] = {}
+    for (section, option), value in wanted.items():
+        sections.setdefault(section, [f"\n[{section}]\n"]).append(f"{option} = {value}\n")
+    return _HEADER + "".join(line for lines in sections.values() for line in lines)
+
+
+def _blank(config: Path) -> bool:
+    """Whether nobody has said anything in ``config`` yet: it is not there, or is as the package installs it."""
+    if not config.exists():
+        return True
+    found = configparser.ConfigParser(interpolation=None)
+    try:
+        found.read_string(read_file(config).decode("utf-8", "replace"))
+    except configparser.Error:
+        return False
+    return not any(found.options(section) for section in found.sections())
+
+
+def _differing(config: Path, wanted: dict[tuple[str, str], str]) -> list[str]:
+    """What ``config`` says otherwise, or not at all. Where etcd is can be said in several ways. Raises SettingsError."""
+    said = load(config)
+    found = {
+        ("host", "name"): said.name,
+        ("host", "address"): said.address,
+        ("etcd", "prefix"): said.etcd.prefix,
+        ("etcd", "ca"): said.etcd.ca,
+        ("etcd", "cert"): said.etcd.cert,
+        ("etcd", "key"): said.etcd.key,
+        ("trust", "ca"): said.trust.ca,
+        ("trust", "signing_key"): said.trust.signing_key,
+        ("ssh", "identity"): said.ssh_identity,
+        ("ssh", "known_hosts"): said.ssh_known_hosts,
+        ("ssh", "authorized_keys"): said.ssh_authorized_keys,
+    }
+    return [
+        f"[{where[0]}] {where[1]} = {wanted[where]}" for where, value in found.items() if str(value) != wanted[where]
+    ]
 
 
 def _request(token: Token, trust: Path, ssh: Path, options: argparse.Namespace) -> JoinRequest:

@@ -25,7 +25,7 @@ class Etcd:
     def _member(self, number: int) -> Process:
         spec = self._spec
         port = spec.client_ports()[number]
-        peers = [f"m{n}=http://{spec.gateway}:{port + 1}" for n, port in enumerate(spec.client_ports())]
+        peers = [f"m{n}={self._scheme}://{spec.gateway}:{port + 1}" for n, port in enumerate(spec.client_ports())]
         label = "etcd" if spec.etcd_members == 1 else f"etcd{number}"
         argv = [
             "etcd",
@@ -33,8 +33,8 @@ class Etcd:
             f"--data-dir={self.data_directory(number)}",
             f"--listen-client-urls={self._scheme}://{spec.gateway}:{port}",
             f"--advertise-client-urls={self._scheme}://{spec.gateway}:{port}",
-            f"--listen-peer-urls=http://{spec.gateway}:{port + 1}",
-            f"--initial-advertise-peer-urls=http://{spec.gateway}:{port + 1}",
+            f"--listen-peer-urls={self._scheme}://{spec.gateway}:{port + 1}",
+            f"--initial-advertise-peer-urls={self._scheme}://{spec.gateway}:{port + 1}",
             f"--initial-cluster={','.join(peers)}",
             f"--initial-cluster-token=cargo-lab-{spec.name}",
             "--logger=zap",
@@ -42,11 +42,15 @@ class Etcd:
         ]
         if spec.secure:
             files = spec.fleet_directory
+            for role in ("", "peer-"):
+                argv += [
+                    f"--{role}client-cert-auth",
+                    f"--{role}trusted-ca-file={files}/ca.crt",
+                    f"--{role}cert-file={files}/etcd.crt",
+                    f"--{role}key-file={files}/etcd.key",
+                ]
             argv += [
-                "--client-cert-auth",
-                f"--trusted-ca-file={files}/ca.crt",
-                f"--cert-file={files}/etcd.crt",
-                f"--key-file={files}/etcd.key",
+                "--peer-cert-allowed-cn=etcd",  # every host's certificate is of the same authority
                 f"--listen-metrics-urls=http://{spec.gateway}:{spec.health_ports()[number]}",
             ]
         return Process(

@@ -7,6 +7,8 @@ is tested for what it can do to the fleet, and said in docs/security.md.
 
 from __future__ import annotations
 
+import http.client
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -260,6 +262,26 @@ def test_without_a_certificate_or_with_another_authoritys_nobody_comes_in(scene:
     with pytest.raises(StoreUnavailableError):
         bare._get_once("x")
     bare.close()
+
+
+def test_a_members_certificate_is_none_of_an_etcd_member(scene: Scene) -> None:
+    """P15: whoever may speak as a member of etcd owns it. Host and etcd have certificates of the same authority."""
+    host, _, port = scene.etcd.peer.partition(":")
+
+    def members(access: EtcdAccess) -> bytes:
+        context = ssl.create_default_context(cafile=str(access.ca))
+        context.load_cert_chain(str(access.cert), str(access.key))
+        connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=context)
+        try:
+            connection.request("GET", "/members")
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
+    assert b"peerURLs" in members(scene.etcd.files("etcd")), "this is how a member asks"
+    for thief in (scene.alpha.access, scene.etcd.files("coordinator-c1"), scene.etcd.files("operator")):
+        with pytest.raises((OSError, http.client.HTTPException)):
+            members(thief)
 
 
 def test_rights_end_with_the_migration_once_the_host_has_read_its_end(scene: Scene) -> None:

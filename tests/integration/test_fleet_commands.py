@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def joining(etcd: SecuredEtcd, host: str, token: str) -> subprocess.Popen[str]:
     place = etcd.directory.parent / host
     place.mkdir(exist_ok=True)
     (place / "sshd.pub").write_text(f"{SSH_KEY} root@{host}\n")
+    if not (place / "hostd.cfg").exists():
+        shutil.copy(ROOT / "packaging/config/hostd.cfg", place)  # as the package leaves it, with nothing said
     words = ["join", "-", "--address", "10.0.0.9", "--directory", str(place), "--wait-seconds", "60"]
     process = subprocess.Popen(
         [sys.executable, "-m", "hostd.main", *words, "--ssh-host-key", str(place / "sshd.pub")],
@@ -102,6 +105,20 @@ def test_from_nothing_to_members_and_out_again(etcd: SecuredEtcd, capsys: pytest
     place = etcd.directory.parent / "alpha"
     assert {path.stat().st_mode & 0o777 for path in (place / "trust").glob("*.key")} == {0o600}
     assert "endpoints = " + etcd.endpoint in (place / "hostd.cfg").read_text()
+    config = place / "hostd.cfg"
+    written = config.read_text()
+    again = joining(etcd, "alpha", token)
+    assert again.communicate(timeout=30)[0].startswith("alpha is a member")
+    assert config.read_text() == written, "joining again changes nothing"
+    mine = written.replace("name = alpha", "name = another").replace("signing_key = ", "#signing_key = ")
+    config.write_text(mine)
+    again = joining(etcd, "alpha", token)
+    _, complaints = again.communicate(timeout=30)
+    assert again.returncode == 1
+    assert "[host] name = alpha\n" in complaints
+    assert f"[trust] signing_key = {place}/trust/signing.key\n" in complaints
+    assert "[etcd]" not in complaints
+    assert config.read_text() == mine, "what a person has written is left alone"
     member = etcd.store("etcd", SigningKey.load(place / "trust/signing.key"), place / "trust")
     member.put(etcd.keys.host("alpha"), b"{}")
     assert member.trust is not None

@@ -39,8 +39,8 @@ for package in (coordinator, events, hostd):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-import google, grpc, msgspec
-for module in (coordinator, events, hostd, grpc, msgspec):
+import cryptography, google, grpc, msgspec
+for module in (coordinator, events, hostd, cryptography, grpc, msgspec):
     assert module.__file__.startswith("/usr/lib/cargo/"), module.__file__
 """
 
@@ -133,6 +133,8 @@ def test_they_install_upgrade_and_go_without_leaving_anything(tree: PackageTree)
     # What an agent that ran would have left: records, keys, and code compiled by a Python of a later upgrade.
     tree.run("install", "-D", "/dev/null", "/var/lib/cargo/migrations/web-7/created")
     tree.run("install", "-D", "/dev/null", "/etc/cargo/ssh/id_ed25519")
+    tree.run("install", "-D", "/dev/null", "/etc/cargo/trust/signing.key")
+    tree.run("install", "-D", "/dev/null", "/etc/cargo/coordinator/coordinator-c1.key")
     tree.run("install", "-D", "/dev/null", "/var/lib/cargo-coordinator/etcd/member")
     tree.run("install", "-D", "/dev/null", "/usr/lib/cargo/lib/site-packages/hostd/__pycache__/main.cpython-399.pyc")
 

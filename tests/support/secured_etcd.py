@@ -72,7 +72,7 @@ class SecuredEtcd:
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "fleet"
         self.endpoint = f"127.0.0.1:{free_port()}"
-        self.peer = f"http://127.0.0.1:{free_port()}"
+        self.peer = f"127.0.0.1:{free_port()}"
         self.data = directory / "data"
         self.log = directory / "etcd.log"
         self.keys = Keyspace()
@@ -90,7 +90,10 @@ class SecuredEtcd:
                 [
                     "setpriv", "--pdeathsig", "KILL", "etcd", f"--data-dir={self.data}",
                     f"--listen-client-urls={url}", f"--advertise-client-urls={url}",
-                    f"--listen-peer-urls={self.peer}",
+                    f"--listen-peer-urls=https://{self.peer}", f"--initial-advertise-peer-urls=https://{self.peer}",
+                    f"--initial-cluster=default=https://{self.peer}", "--peer-cert-allowed-cn=etcd",
+                    f"--peer-cert-file={self.directory}/etcd.crt", f"--peer-key-file={self.directory}/etcd.key",
+                    f"--peer-trusted-ca-file={self.directory}/ca.crt", "--peer-client-cert-auth",
                     f"--cert-file={self.directory}/etcd.crt", f"--key-file={self.directory}/etcd.key",
                     f"--trusted-ca-file={self.directory}/ca.crt", "--client-cert-auth",
                     "--heartbeat-interval=50", "--election-timeout=250",
