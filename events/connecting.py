@@ -62,7 +62,7 @@ def exposure(endpoints: Sequence[str], settings: EtcdSettings, trust: TrustSetti
         return ""
     return (
         f"NOT SECURED: etcd at {', '.join(endpoints)} is used {' and '.join(missing)}. Whoever can reach it can start, "
-        "stop and move every container of this fleet. docs/security.md says how to secure it"
+        "stop and move every container of this fleet. docs/operators-guide.md says how to secure it"
     )
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -33,6 +33,10 @@ CLOCK_SKEW = datetime.timedelta(minutes=5)
 AUTHORITY_DAYS = 3650
 _ENCODING, _PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
 _PLAIN = serialization.NoEncryption()
+
+
+_UNUSABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+"""What the library raises for what is no key, certificate or request, or one of another kind."""
 
 
 class CryptoError(PermanentError):
@@ -97,7 +101,7 @@ class SigningKey:
         """The key in a PEM file. Raises CryptoError."""
         try:
             key = serialization.load_pem_private_key(read_file(path), None)
-        except (ValueError, TypeError) as error:
+        except _UNUSABLE as error:
             raise CryptoError(f"{path} holds no usable private key: {error}") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise CryptoError(f"{path} holds no Ed25519 key, which events are signed with")
@@ -134,9 +138,9 @@ class Authority:
     def __init__(self, pem: bytes) -> None:
         try:
             self.certificate = x509.load_pem_x509_certificate(pem)
-        except ValueError as error:
+            key = self.certificate.public_key()
+        except _UNUSABLE as error:
             raise CryptoError(f"this is no certificate: {error}") from error
-        key = self.certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise CryptoError("the authority's certificate is not of the kind that `cargoctl fleet init` makes")
         self._public = key
@@ -161,7 +165,7 @@ class Authority:
             made = x509.load_pem_x509_certificate(pem)
             made.verify_directly_issued_by(self.certificate)
             own = serialization.load_pem_private_key(key_pem, None).public_key()
-        except (ValueError, TypeError, InvalidSignature) as error:
+        except (*_UNUSABLE, InvalidSignature) as error:
             raise CryptoError(f"the certificate is not one that the fleet's authority signed: {error}") from error
         if _spki(own) != _spki(made.public_key()) or _common_name(made.subject) != name:
             raise CryptoError(f"the certificate is not for {name} and the key of this host")
@@ -172,11 +176,8 @@ class SigningAuthority(Authority):
 
     def __init__(self, pem: bytes, key_pem: bytes) -> None:
         super().__init__(pem)
-        try:
-            key = serialization.load_pem_private_key(key_pem, None)
-        except (ValueError, TypeError) as error:
-            raise CryptoError(f"the authority's key cannot be used: {error}") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or _spki(key.public_key()) != _spki(self._public):
+        key = _tls_key(key_pem, "the authority's key")
+        if _spki(key.public_key()) != _spki(self._public):
             raise CryptoError("the authority's key does not belong to its certificate")
         self._key = key
 
@@ -188,10 +189,8 @@ class SigningAuthority(Authority):
             if certificate.exists():
                 raise CryptoError(f"{certificate} is there without {key_file}: bring the key back, nothing was changed")
             write_private(key_file, new_tls_key())
-        key = serialization.load_pem_private_key(read_file(key_file), None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
         if not certificate.exists():
-            write_file(certificate, _self_signed(key), 0o644)
+            write_file(certificate, _self_signed(_tls_key(read_file(key_file), "the authority's key")), 0o644)
         return cls(read_file(certificate), read_file(key_file))
 
     def sign(self, text: bytes) -> str:
@@ -208,10 +207,11 @@ class SigningAuthority(Authority):
         """
         try:
             asked = x509.load_pem_x509_csr(request_pem)
-        except ValueError as error:
+            public = asked.public_key()
+            signed = asked.is_signature_valid
+        except _UNUSABLE as error:
             raise CryptoError(f"this is no certificate request: {error}") from error
-        public = asked.public_key()
-        if not asked.is_signature_valid or not isinstance(public, ec.EllipticCurvePublicKey):
+        if not signed or not isinstance(public, ec.EllipticCurvePublicKey):
             raise CryptoError("the certificate request is not signed by an elliptic-curve key of its own")
         now = datetime.datetime.now(datetime.UTC)
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if server_names else [])
@@ -239,19 +239,27 @@ def new_tls_key() -> bytes:
 
 def certificate_request(key_pem: bytes, name: str) -> bytes:
     """A request for a certificate, PEM. Raises CryptoError."""
-    try:
-        key = serialization.load_pem_private_key(key_pem, None)
-    except (ValueError, TypeError) as error:
-        raise CryptoError(f"the TLS key cannot be used: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CryptoError("the TLS key is not an elliptic-curve key")
+    key = _tls_key(key_pem, "the TLS key")
     request = x509.CertificateSigningRequestBuilder().subject_name(_name(name)).sign(key, hashes.SHA256())
     return request.public_bytes(_ENCODING)
 
 
 def expiry(pem: bytes) -> datetime.datetime:
-    """Until when a certificate is valid, UTC."""
-    return x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    """Until when a certificate is valid, UTC. Raises CryptoError."""
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    except _UNUSABLE as error:
+        raise CryptoError(f"this is no certificate: {error}") from error
+
+
+def _tls_key(pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except _UNUSABLE as error:
+        raise CryptoError(f"{what} cannot be used: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CryptoError(f"{what} is not an elliptic-curve key")
+    return key
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--secure",
         action="store_true",
-        help="with TLS, roles and signed events; hosts join by tokens (docs/security.md)",
+        help="with TLS, roles and signed events; hosts join by tokens (docs/operators-guide.md)",
     )
     up.add_argument("--no-agents", action="store_true", help="leave coordinator and hostd out")
     up.add_argument("--json", action="store_true", help="print the status as JSON")

@@ -1,6 +1,6 @@
 """A secure lab: its operator, who makes the authority, turns etcd's authentication on, and lets hosts join by tokens.
 
-It does with the product's own commands what docs/security.md tells an operator to do, so a secure lab that is up has
+It does with the product's own commands what docs/operators-guide.md tells an operator to do, so a secure lab that is up has
 shown that they work. Nothing here is for a lab that is not secure.
 """
 

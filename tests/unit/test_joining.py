@@ -115,3 +115,17 @@ def test_keys_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "ca/ca.key").unlink()
     with pytest.raises(CryptoError, match="bring the key back"):
         SigningAuthority.load_or_make(tmp_path / "ca")
+
+
+def test_a_request_with_a_damaged_certificate_request_is_refused_in_words(tmp_path: Path) -> None:
+    """F2: found by fuzzing; it ended `cargoctl fleet approve` with a stack trace."""
+    authority = SigningAuthority.load_or_make(tmp_path / "ca")
+    lines = certificate_request(new_tls_key(), "x").decode().splitlines()
+    for number in range(1, len(lines) - 1):
+        for letter in range(0, len(lines[number]), 3):
+            line = lines[number]
+            damaged = [*lines[:number], f"{line[:letter]}{'A' if line[letter] != 'A' else 'B'}{line[letter + 1 :]}"]
+            with pytest.raises(CryptoError):
+                authority.certify(
+                    "\n".join([*damaged, *lines[number + 1 :]]).encode(), "n", datetime.timedelta(hours=1)
+                )
