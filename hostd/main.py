@@ -40,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="cargo-hostd",
         description="Cargo's agent: manages containers and their data on this Docker host.",
-        epilog="`cargo-hostd join TOKEN` makes this host a member of a secured fleet. "
-        "Exit codes: 0 clean stop, or nothing is missing; 1 failure, or something is; 2 wrong usage or configuration.",
+        epilog="Exit codes: 0 clean stop, or nothing is missing; 1 failure, or something is; 2 wrong usage or configuration. "
+        "`cargo-hostd join TOKEN` makes this host a member of a secured fleet.",
     )
     made.add_argument(
         "command",
