@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coordinator.audit import audit, request_of
+from coordinator.authorship import unproven
 from coordinator.recording import ARCHIVABLE_PHASES, MAX_LINE_BYTES, FileFormatError, Recording, lines, parse, recording
 from events.errors import CargoError
 from events.keyspace import safe_id_for, valid_migration_id
@@ -150,7 +151,7 @@ def _archive_one(store: Store, migration: str, file: Path) -> None:
     one = recorded(store, migration)
     if one is None or stored_head is None or one.head != stored_head.value:
         raise CargoError(f"the history of {migration} is being changed, or is broken; it stays")
-    found = audit(one)
+    found = [*audit(one), *unproven(store, one)]
     if found:
         raise CargoError(f"the history of {migration} is not sound ({found[0].text}); it stays, as evidence")
     _require_unneeded(one)

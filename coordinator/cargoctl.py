@@ -2,7 +2,7 @@
 
 Everything it writes could be written with etcdctl just as well, but for ``archive``, which also removes. This module is
 the command line; the commands stand in ``ctl_fleet.py`` (list, migrate, status), ``ctl_history.py`` (history, replay,
-verify, export, archive) and ``ctl_control.py`` (why, the controls, failpoints).
+verify, export, archive), ``ctl_control.py`` (why, the controls, failpoints) and ``ctl_trust.py`` (fleet).
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
-from coordinator import ctl_control, ctl_fleet, ctl_history
+from coordinator import ctl_control, ctl_fleet, ctl_history, ctl_trust
 from coordinator.controls import CONTROLS
 from coordinator.ctl_output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Command, UsageError
-from events.connecting import connect
+from events.connecting import connect, exposure
 from events.errors import CargoError, SchemaError
-from events.settings import DEFAULT_CONFIG, ETCD_OPTIONS, EtcdSettings, Reader, SettingsError
+from events.settings import (
+    DEFAULT_CONFIG,
+    ETCD_OPTIONS,
+    TRUST_OPTIONS,
+    EtcdSettings,
+    Reader,
+    SettingsError,
+    TrustSettings,
+)
 
 ENDPOINTS_VARIABLE = "CARGO_ETCD"
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
@@ -57,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     _history_commands(commands)
     _control_commands(commands)
     _failpoint_commands(commands)
+    ctl_trust.arguments(_add(commands, "fleet", ctl_trust.list_members, "who belongs to a secured fleet"))
     return made
 
 
@@ -184,23 +193,29 @@ def _failpoint_commands(commands: Commands) -> None:
     one.add_argument("process", metavar="PROCESS", help="coordinator, or hostd/HOST")
 
 
-def _etcd_settings(options: argparse.Namespace) -> EtcdSettings:
+def _settings(options: argparse.Namespace) -> tuple[EtcdSettings, TrustSettings]:
     path = options.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() and not options.etcd else None)
-    settings = EtcdSettings(endpoints=())
+    settings, trust = EtcdSettings(endpoints=()), TrustSettings()
     if path is not None:
-        known = {"etcd": ETCD_OPTIONS, "coordinator": (), "host": (), "log": (), "docker": (), "ssh": ()}
-        reader = Reader(path, known)
-        settings = reader.etcd()
+        known = {"etcd": ETCD_OPTIONS, "trust": TRUST_OPTIONS}
+        reader = Reader(path, known | dict.fromkeys(("coordinator", "host", "log", "docker", "moves", "ssh"), ()))
+        settings, trust = reader.etcd(), reader.trust()
     endpoints = tuple(options.etcd.replace(",", " ").split()) or settings.endpoints or (DEFAULT_ENDPOINT,)
-    return EtcdSettings(endpoints, settings.prefix, settings.ca, settings.cert, settings.key)
+    return EtcdSettings(endpoints, settings.prefix, settings.ca, settings.cert, settings.key), trust
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        settings = _etcd_settings(options)
-        store = connect(settings, settings.endpoints)
+        settings, trust = _settings(options)
+        if options.command == "fleet":
+            settings, trust = ctl_trust.defaults(settings, options.directory), TrustSettings()
+            options.endpoints = settings.endpoints
+        exposed = exposure(settings.endpoints, settings, trust)
+        if exposed and options.command != "fleet":
+            print(f"cargoctl: {exposed}", file=sys.stderr)
+        store = connect(settings, settings.endpoints, trust)
         try:
             code: int = options.run(store, options)
             return code

@@ -38,7 +38,7 @@ def bus_findings(settings: CoordinatorSettings) -> list[Finding]:
     if all(answer.trouble for answer in answers):
         return found
     try:
-        store = connect(settings.etcd)
+        store = connect(settings.etcd, trust=settings.trust)
     except CargoError as error:
         return [*found, problem("etcd-access", str(error), "correct the [etcd] section")]
     try:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from coordinator import archive, lifecycle
 from coordinator.audit import audit, audit_together
+from coordinator.authorship import unproven
 from coordinator.ctl_output import (
     EXIT_FAILED,
     EXIT_OK,
@@ -23,6 +24,7 @@ from coordinator.ctl_output import (
     plain_event,
     print_json,
     recording_of,
+    require_proven,
     show,
 )
 from coordinator.findings import Finding
@@ -89,6 +91,7 @@ def replay(store: Store, options: argparse.Namespace) -> int:
     """Each event with the state of each machine after it, and the proof that the fold is what was recorded."""
     recorded = recording_of(store, options)
     events = recorded.events()
+    require_proven(store, recorded, options)
     if options.until is not None and not 1 <= options.until <= len(events):
         raise UsageError(f"--until takes a number from 1 to {len(events)}")
     shown = events if options.until is None else events[: options.until]
@@ -163,7 +166,7 @@ def verify(store: Store, options: argparse.Namespace) -> int:
     else:
         recordings, heads, across = _everything(store, options)
         across = across + audit_together(recordings, heads)
-    found = {recorded.migration: audit(recorded) for recorded in recordings}
+    found = {one.migration: sorted({*audit(one), *unproven(store, one)}) for one in recordings}
     sound = not across and not any(found.values())
     if options.json:
         _verified_json(recordings, found, across, sound)

@@ -15,9 +15,10 @@ from typing import Any
 from rich.console import Console
 
 from coordinator import archive
+from coordinator.authorship import unproven
 from coordinator.recording import Recording
 from coordinator.timeline import line_of
-from events.errors import CargoError, SchemaError
+from events.errors import CargoError, SchemaError, UntrustedError
 from events.keyspace import valid_migration_id
 from events.schema import Event, plain
 from events.store import Store
@@ -102,6 +103,15 @@ def events_of(store: Store, options: argparse.Namespace) -> list[Event]:
     """The whole events of that history. Raises UsageError, SchemaError when it is broken."""
     recorded = recording_of(store, options)
     try:
-        return recorded.events()
+        events = recorded.events()
+        require_proven(store, recorded, options)
     except SchemaError as error:
         raise SchemaError(f"{error} (`cargoctl verify {recorded.migration}` says all that is wrong)") from error
+    return events
+
+
+def require_proven(store: Store, recorded: Recording, options: argparse.Namespace) -> None:
+    """Raise UntrustedError for a history on the bus whose authors are not proven. A file may be read anywhere."""
+    found = unproven(store, recorded) if options.file is None else []
+    if found:
+        raise UntrustedError(found[0].text)

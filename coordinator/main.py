@@ -11,12 +11,14 @@ import sys
 import threading
 from pathlib import Path
 
+from coordinator.access import Access
 from coordinator.embedded import EmbeddedEtcd
 from coordinator.service import Service
 from coordinator.settings import CoordinatorSettings, load
 from events import logs, supervisor
-from events.connecting import connect
+from events.connecting import connect, exposure
 from events.errors import CargoError
+from events.etcd_users import EtcdUsers
 from events.failpoints import Failpoints
 from events.settings import DEFAULT_CONFIG
 from events.version import version
@@ -84,10 +86,16 @@ def _run(settings: CoordinatorSettings, failpoints: Failpoints, stop: threading.
                 endpoint=embedded.endpoint,
                 data_dir=str(settings.data_dir),
             )
-        store = connect(settings.etcd, endpoints)
+        exposed = exposure(endpoints, settings.etcd, settings.trust)
+        if exposed:
+            log.warning(exposed)
+        store = connect(settings.etcd, endpoints, settings.trust)
         try:
             supervisor.tell(supervisor.READY)
-            Service(store, settings.name, failpoints, log).run(stop)
+            access = None
+            if store.trust is not None and settings.etcd.cert is not None:
+                access = Access(store.keys, EtcdUsers(store), store.trust)
+            Service(store, settings.name, failpoints, log, access).run(stop)
         finally:
             store.close()
     except CargoError as error:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from coordinator import admission, controls, lifecycle
+from coordinator.access import Access
 from coordinator.fault_watch import FaultWatch
 from coordinator.lifecycle import Lifecycle
 from coordinator.recording import ARCHIVABLE_PHASES
@@ -73,8 +74,17 @@ class Tracked:
 class Service:
     """One coordinator process."""
 
-    def __init__(self, store: Store, name: str, failpoints: Failpoints, log: structlog.stdlib.BoundLogger) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        failpoints: Failpoints,
+        log: structlog.stdlib.BoundLogger,
+        access: Access | None = None,
+    ) -> None:
+        """``access`` keeps the hosts' permissions in a secured fleet."""
         self._store = store
+        self._access = access
         self._keys = store.keys
         self._name = name
         self._stamper = Stamper(f"coordinator/{name}")
@@ -126,6 +136,8 @@ class Service:
         self._waiting.clear()
         self._heads_known = False
         self._look_around_at = 0.0
+        if self._access is not None:
+            self._access.forget()
 
     def _lead(self, election: Election, stop: threading.Event) -> None:
         self._begin()
@@ -169,8 +181,17 @@ class Service:
             revision = self._resync(prefix)
             if follower is not None:
                 follower.expect(prefix, revision)
+        self._take_back_access()
         ended = time.monotonic()
         self._look_around_at = ended + max(LOOK_AROUND_SECONDS, LOOK_AROUND_SHARE * (ended - began))
+
+    def _take_back_access(self) -> None:
+        if self._access is None or not self._heads_known:
+            return
+        for words in self._access.sweep(
+            self._heads, self._halted, lambda: {item.key for item in self._store.range(self._keys.inboxes)}
+        ):
+            self._log.info("access taken back", what=words)
 
     def _changed(self, key: str, value: bytes | None) -> None:
         if key.startswith(self._keys.requests):
@@ -436,6 +457,9 @@ class Service:
         if guard is None:
             raise LostLeadershipError("not leading")
         name = TYPE_OF[type(data)]
+        request = data.request if isinstance(data, Requested) else tracked.state.request
+        if self._access is not None and request is not None:
+            self._access.grant(migration, request.container, request.source, request.target)
         self._failpoints.hit(f"coordinator.{name}:before_event")
         event = self._store.append(
             migration,
@@ -443,7 +467,7 @@ class Service:
             data,
             cause=cause,
             stamp=self._stamper.stamp(guard.create_revision),
-            notify=self._participants(tracked.state, data),
+            notify=[] if request is None else [request.source, request.target],
             guard=guard,
         )
         self._failpoints.hit(f"coordinator.{name}:after_event")
@@ -451,11 +475,6 @@ class Service:
         kept.extend([event])
         self._remember_head(migration, kept)
         return event
-
-    @staticmethod
-    def _participants(state: Lifecycle, data: Data) -> list[str]:
-        request = data.request if isinstance(data, Requested) else state.request
-        return [] if request is None else [request.source, request.target]
 
     def _remember_head(self, migration: str, tracked: Tracked) -> None:
         assert tracked.last is not None

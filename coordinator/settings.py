@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coordinator.embedded import CLIENT_PORT, PEER_PORT
 from events.keyspace import valid_host_name
-from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
+from events.settings import ETCD_OPTIONS, LOG_OPTIONS, TRUST_OPTIONS, EtcdSettings, LogSettings, Reader, TrustSettings
 
 KNOWN = {
     "coordinator": ("name", "data_dir", "client_port", "peer_port"),
     "etcd": ETCD_OPTIONS,
+    "trust": TRUST_OPTIONS,
     "log": LOG_OPTIONS,
 }
 
@@ -30,6 +31,7 @@ class CoordinatorSettings:
     """On loopback; the embedded etcd needs one, though it has no peers."""
     etcd: EtcdSettings
     log: LogSettings
+    trust: TrustSettings = field(default_factory=TrustSettings)
 
 
 def load(path: Path) -> CoordinatorSettings:
@@ -43,6 +45,7 @@ def load(path: Path) -> CoordinatorSettings:
         peer_port=reader.number("coordinator", "peer_port", PEER_PORT, low=1, high=65535),
         etcd=reader.etcd(),
         log=reader.log(),
+        trust=reader.trust(),
     )
     if settings.client_port == settings.peer_port:
         reader.problems.append("[coordinator] client_port and peer_port must differ")

@@ -26,6 +26,10 @@ class IllegalEventError(SchemaError):
     """An event is well formed, but its author or the state it arrived in makes it illegal."""
 
 
+class UntrustedError(SchemaError):
+    """An event's author cannot be proven: unsigned, altered, by a stranger, or not one who may write it."""
+
+
 class ConflictError(CargoError):
     """Somebody else appended first. Fold the stream again and decide again."""
 

@@ -31,7 +31,7 @@ with warnings.catch_warnings():
     # A hundred of them, about how etcd3's generated messages were generated.
     warnings.simplefilter("ignore", DeprecationWarning)
     import etcd3
-    from etcd3 import etcdrpc
+    from etcd3 import etcdrpc as etcdrpc  # noqa: PLC0414 - events.etcd_users takes its messages from here
 import grpc
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 
@@ -71,6 +71,8 @@ _WATCH_ID_FIELD, _FRAGMENT_FIELD, _RESPONSE_FRAGMENT_FIELD = 7, 8, 7
 """Fields of WatchCreateRequest and WatchResponse since etcd 3.4, which etcd3's older messages lack."""
 _PROGRESS_REQUEST = b"\x1a\x00"
 """A WatchRequest with its field 3, ``progress_request``, which etcd3's older messages lack too."""
+_OLD_AUTH_REVISION = ("auth store is old", "revision in header is old")
+"""etcd's words for ErrAuthOldRevision, by the way that it came (etcd, auth/store.go and rpctypes/error.go)."""
 _TRANSIENT = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -328,8 +330,11 @@ class EtcdStore(Store):
             return CompactedError(details)
         if code == grpc.StatusCode.NOT_FOUND and "lease" in details:
             return LeaseGoneError(f"the lease is gone: {details}")
-        if code == grpc.StatusCode.UNAUTHENTICATED or "auth store is old" in details:
-            connections.log_in_again()
+        if code == grpc.StatusCode.UNAUTHENTICATED or any(words in details for words in _OLD_AUTH_REVISION):
+            # A role was changed between etcd's taking the request and its turn. It was not applied; but whoever
+            # appends reads back before the next attempt all the same, so nothing depends on that.
+            if self._access.user is not None:
+                connections.log_in_again()
             return NoAnswerError(f"{where} no longer accepts our login: {details}")
         if "space exceeded" in details:
             return NoAnswerError(
@@ -450,7 +455,7 @@ class _EtcdWatchSession:
         if response.canceled:
             if response.compact_revision and prefix is not None:
                 return Batch(prefix, compacted=True)
-            if "auth" in response.cancel_reason:
+            if "auth" in response.cancel_reason and self._store._access.user is not None:
                 self._connections.log_in_again()
             raise NoAnswerError(f"etcd cancelled the watch: {response.cancel_reason or 'no reason given'}")
         if prefix is None or response.created:

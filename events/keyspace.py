@@ -110,8 +110,11 @@ class Keyspace:
         self.inventories = f"{prefix}/inventory/"
         self.progresses = f"{prefix}/progress/"
         self.failpoint_sets = f"{prefix}/failpoints/"
+        self.inboxes = f"{prefix}/inbox/"
         self.placements = f"{prefix}/placements/"
         self.leader = f"{prefix}/coordinator/leader"
+        self.members = f"{prefix}/members/"
+        self.joins = f"{prefix}/join/"
 
     # --- building ------------------------------------------------------------------------------
 
@@ -143,7 +146,7 @@ class Keyspace:
 
     def inbox(self, host: str) -> str:
         """Prefix of the wake-up pointers for ``host``."""
-        return f"{self.prefix}/inbox/{_legal(host, valid_host_name, 'host name')}/"
+        return f"{self.inboxes}{_legal(host, valid_host_name, 'host name')}/"
 
     def inbox_pointer(self, host: str, migration: str) -> str:
         """Key of the wake-up pointer for ``host`` about ``migration``."""
@@ -178,6 +181,21 @@ class Keyspace:
     def placement(self, container: str) -> str:
         """Key of the note of where ``container`` belongs."""
         return self.placements + _legal(container, valid_container_name, "container name")
+
+    def member(self, name: str) -> str:
+        """Key of the pins of the member ``name``: ``coordinator/<name>`` or ``hostd/<host>``."""
+        kind, _, own = name.partition("/")
+        if kind not in ("coordinator", "hostd"):
+            raise ValueError(f"{name!r} is no member's name")
+        return f"{self.members}{kind}/{_legal(own, valid_host_name, 'name')}"
+
+    def join_request(self, host: str) -> str:
+        """Where a new host publishes its keys."""
+        return f"{self.joins}{_legal(host, valid_host_name, 'host name')}/request"
+
+    def join_answer(self, host: str) -> str:
+        """Where a new host finds its certificate."""
+        return f"{self.joins}{_legal(host, valid_host_name, 'host name')}/answer"
 
     # --- parsing -------------------------------------------------------------------------------
 

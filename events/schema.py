@@ -12,6 +12,8 @@ removed or given another meaning, so that old histories fold the same way in lat
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -19,6 +21,8 @@ import msgspec
 from events.errors import ChainError, SchemaError
 
 ENVELOPE_VERSION = 1
+SIGNED_VERSION = 2
+"""Of an event that ends in its author's signature, as all do in a secured fleet; nothing else is different."""
 GENESIS = "0" * 64
 """``prev`` of the first event of a history."""
 MAX_EVENT_BYTES = 64 * 1024
@@ -596,6 +600,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     raw: bytes = b""
     digest: str = ""
     """SHA-256 of ``raw``, in hex: the next event's ``prev``."""
+    signature: str = ""
+    """Base64 of the author's signature over ``signed_text``; empty in a fleet that is not secured."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -610,6 +616,7 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     cause: int
     epoch: int
     data: msgspec.Raw
+    sig: str = ""
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
@@ -652,10 +659,23 @@ _data_decoders: dict[str, msgspec.json.Decoder[Any]] = {
 }
 
 
-def next_event(previous: Event | None, data: Data, *, cause: int, stamp: Stamp) -> Event:
-    """The event that follows ``previous`` (None for the first), encoded and chained.
+_SIGNATURE = re.compile(rb',"sig":"([A-Za-z0-9+/]{86}==)"\}')
+"""How a signed event ends. What was signed is the text without it, closed by a brace again."""
+_SIGNATURE_BYTES = len(',"sig":""}') + 88
 
-    Raises SchemaError when ``data`` is no event's payload, holds text that is not Unicode, or exceeds MAX_EVENT_BYTES.
+
+def next_event(
+    previous: Event | None,
+    data: Data,
+    *,
+    cause: int,
+    stamp: Stamp,
+    sign: Callable[[bytes], str] | None = None,
+) -> Event:
+    """The event that follows ``previous`` (None for the first), encoded and chained; signed, if ``sign`` is given.
+
+    ``sign`` returns the base64 of an Ed25519 signature over the text that it is given. Raises SchemaError
+    when ``data`` is no event's payload, holds text that is not Unicode, or exceeds MAX_EVENT_BYTES.
     """
     name = TYPE_OF.get(type(data))
     if name is None:
@@ -663,7 +683,7 @@ def next_event(previous: Event | None, data: Data, *, cause: int, stamp: Stamp) 
     seq = 1 if previous is None else previous.seq + 1
     prev = GENESIS if previous is None else previous.digest
     envelope = {
-        "v": ENVELOPE_VERSION,
+        "v": ENVELOPE_VERSION if sign is None else SIGNED_VERSION,
         "seq": seq,
         "uuid": stamp.uuid,
         "prev": prev,
@@ -679,6 +699,8 @@ def next_event(previous: Event | None, data: Data, *, cause: int, stamp: Stamp) 
         raw = _encoder.encode(envelope)
     except (UnicodeEncodeError, msgspec.MsgspecError) as error:
         raise SchemaError(f"the event {name} holds what cannot be written ({error}); it was not written") from error
+    if sign is not None:
+        raw = raw[:-1] + b',"sig":"' + sign(raw).encode() + b'"}'
     if len(raw) > MAX_EVENT_BYTES:
         raise SchemaError(
             f"the event {name} would be {len(raw)} bytes, over the limit of {MAX_EVENT_BYTES}; it was not written"
@@ -692,10 +714,13 @@ def decode_event(raw: bytes) -> Event:
         raise SchemaError(f"a stored event of {len(raw)} bytes is over the limit")
     try:
         envelope = _envelope_decoder.decode(raw)
-        if envelope.v != ENVELOPE_VERSION:
+        if envelope.v not in (ENVELOPE_VERSION, SIGNED_VERSION):
             raise SchemaError(
-                f"event version {envelope.v} is not known here (newest known: {ENVELOPE_VERSION}); upgrade this process"
+                f"event version {envelope.v} is not known here (newest known: {SIGNED_VERSION}); upgrade this process"
             )
+        signature = _signature(raw)
+        if (envelope.v == SIGNED_VERSION) != bool(signature) or envelope.sig != signature:
+            raise SchemaError("a stored event does not end in one signature, as its version says; it was changed")
         decoder = _data_decoders.get(envelope.type)
         if decoder is None:
             raise SchemaError(f"event type {envelope.type[:80]!r} is not known here")
@@ -715,7 +740,18 @@ def decode_event(raw: bytes) -> Event:
         data=data,
         raw=raw,
         digest=hashlib.sha256(raw).hexdigest(),
+        signature=signature,
     )
+
+
+def _signature(raw: bytes) -> str:
+    found = _SIGNATURE.fullmatch(raw[-_SIGNATURE_BYTES:])
+    return "" if found is None else found[1].decode()
+
+
+def signed_text(event: Event) -> bytes:
+    """What the author of ``event`` has signed: its stored text without the signature."""
+    return event.raw[:-_SIGNATURE_BYTES] + b"}" if event.signature else event.raw
 
 
 def check_chain(events: list[Event], previous: Event | None = None) -> None:

@@ -31,6 +31,16 @@ class EtcdSettings:
 
 
 @dataclass(frozen=True)
+class TrustSettings:
+    """What makes a process part of a secured fleet. Without ``ca`` it believes the bus."""
+
+    ca: Path | None = None
+    """The fleet's authority, whose signature under a member's record is what everything else rests on."""
+    signing_key: Path | None = None
+    """Of the process's own events; cargoctl has none."""
+
+
+@dataclass(frozen=True)
 class LogSettings:
     """``format``: ``auto`` is readable on a terminal and JSON otherwise."""
 
@@ -110,6 +120,13 @@ class Reader:
             key=self.path("etcd", "key", ""),
         )
 
+    def trust(self) -> TrustSettings:
+        """The [trust] section."""
+        made = TrustSettings(ca=self.path("trust", "ca", ""), signing_key=self.path("trust", "signing_key", ""))
+        if made.signing_key is not None and made.ca is None:
+            self.problems.append("[trust] signing_key is given without ca: whom to trust is not known")
+        return made
+
     def log(self) -> LogSettings:
         """The [log] section."""
         level = self.text("log", "level", "info").lower()
@@ -127,4 +144,5 @@ class Reader:
 
 
 ETCD_OPTIONS = ("endpoints", "prefix", "ca", "cert", "key")
+TRUST_OPTIONS = ("ca", "signing_key")
 LOG_OPTIONS = ("level", "format")

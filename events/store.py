@@ -18,7 +18,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from events import history
 from events.errors import (
@@ -43,6 +44,9 @@ from events.schema import (
     head_after,
     next_event,
 )
+
+if TYPE_CHECKING:
+    from events.trust import Trust
 
 __all__ = [
     "Change",
@@ -154,6 +158,8 @@ class Store(ABC):
 
     def __init__(self, keys: Keyspace) -> None:
         self.keys = keys
+        self.trust: Trust | None = None
+        """In a secured fleet: who signs what is appended here, and who proves what is read. None trusts the bus."""
 
     # --- the primitives of a concrete store ------------------------------------------------------
 
@@ -219,7 +225,8 @@ class Store(ABC):
 
         One linearizable view. The chain is checked from the event before on, and its end against the head,
         so a missing tail is noticed too. Empty means that the migration does not exist, or has nothing newer.
-        Raises SchemaError (an event this version does not understand), ChainError (edited, cut or wiped).
+        Raises SchemaError (an event this version does not understand), ChainError (edited, cut or wiped), and in a
+        secured fleet UntrustedError (an author who cannot be proven).
         """
         first = after.seq if after is not None else after_seq
         start, head_key = self.keys.event(migration, max(first, 1)), self.keys.head(migration)
@@ -242,7 +249,17 @@ class Store(ABC):
                 events.append(event)
             elif item.key.startswith(self.keys.events(migration)):
                 raise ChainError(f"migration {migration}: the key {item.key!r} is no event; remove it by hand")
-        return history.continued(migration, events, head, first, after)
+        fresh = history.continued(migration, events, head, first, after)
+        if self.trust is not None:
+            self.trust.check(migration, fresh, lambda: self._first(migration))
+        return fresh
+
+    def _first(self, migration: str) -> Event:
+        """How the history began. Raises ChainError."""
+        stored = self._get_once(self.keys.event(migration, 1))
+        if stored is None:
+            raise ChainError(f"migration {migration}: event 1, which was there, is missing")
+        return decode_event(stored.value)
 
     def head(self, migration: str) -> Head | None:
         """The head of ``migration``, None when it does not exist. Raises SchemaError."""
@@ -281,7 +298,8 @@ class Store(ABC):
         was cut or wiped), SchemaError (too large; nothing was written), StoreUnavailableError (the text says
         when the outcome is unknown).
         """
-        event = next_event(previous, data, cause=cause, stamp=stamp)
+        sign = None if self.trust is None else partial(self.trust.sign, migration, stamp.by)
+        event = next_event(previous, data, cause=cause, stamp=stamp, sign=sign)
         head_key = self.keys.head(migration)
         try:
             stored = self._settled(lambda: self._get_once(head_key), lambda: None, deadline_seconds)

@@ -57,7 +57,7 @@ def check(settings: HostSettings, *, as_json: bool) -> int:
 
 def _bus(settings: HostSettings) -> list[Finding]:
     try:
-        store = connect(settings.etcd)
+        store = connect(settings.etcd, trust=settings.trust)
     except CargoError as error:
         return [problem("etcd-access", str(error), "correct the [etcd] section")]
     try:
@@ -234,14 +234,17 @@ def ssh_findings(settings: HostSettings, facts: HostFacts) -> list[Finding]:
         )
     else:
         found.append(ok("sshd", f"answers on {where}"))
+    secured = settings.trust.ca is not None
     key = f"make this host's key: ssh-keygen -t ed25519 -N '' -f {settings.ssh_identity}"
+    if secured:
+        key = "bring this host's key back, or remove the host from the fleet and join again (`cargo-hostd join`)"
     if facts.identity_trouble.startswith("there is no"):
         found.append(problem("ssh-key", facts.identity_trouble, key))
     elif facts.identity_trouble:
         found.append(problem("ssh-key", facts.identity_trouble, f"chmod 600 {settings.ssh_identity}"))
     else:
         found.append(ok("ssh-key", str(settings.ssh_identity)))
-    if facts.known_hosts_trouble:
+    if facts.known_hosts_trouble and not secured:  # there the agent writes it, from the members' records
         remedy = f"put the other hosts' keys there, each under its name in Cargo: name ssh-ed25519 AAAA… (file {settings.ssh_known_hosts})"
         found.append(problem("known-hosts", facts.known_hosts_trouble, remedy))
     return found
@@ -257,6 +260,8 @@ def neighbour_findings(neighbours: Iterable[Neighbour], settings: HostSettings) 
             found.append(advice("peer", f"{where} is not reached by SSH: {other.trouble}", remedy))
         if not other.pinned:
             remedy = f"add the line `{other.name} <its ssh_host_ed25519_key.pub>` to {settings.ssh_known_hosts}"
+            if settings.trust.ca is not None:
+                remedy = "this host's agent writes it within seconds, if it runs and the other one is a member"
             found.append(advice("peer", f"the host key of {other.name} is not known here", remedy))
         if other.pinned and not other.trouble:
             found.append(ok("peer", f"{where} is reached, and its key is known"))

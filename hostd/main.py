@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from events import logs, supervisor
-from events.connecting import connect
+from events.connecting import connect, exposure
 from events.errors import CargoError
 from events.failpoints import Failpoints
 from events.settings import DEFAULT_CONFIG
@@ -23,6 +24,7 @@ from hostd.effects.base import Workbench
 from hostd.engine import Engine
 from hostd.service import Service
 from hostd.settings import HostSettings, load
+from hostd.ssh_keys import authorized_line
 from hostd.standing import mount_again
 from hostd.transport import Transport
 from hostd.warm import shut_left_gates
@@ -38,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="cargo-hostd",
         description="Cargo's agent: manages containers and their data on this Docker host.",
-        epilog="Exit codes: 0 clean stop, or nothing is missing; 1 failure, or something is; 2 wrong usage or configuration.",
+        epilog="Exit codes: 0 clean stop, or nothing is missing; 1 failure, or something is; 2 wrong usage or configuration. "
+        "`cargo-hostd join TOKEN` makes this host a member of a secured fleet.",
     )
     made.add_argument(
         "command",
@@ -62,8 +65,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code."""
-    options = parser().parse_args(arguments)
+    """Run until SIGTERM or SIGINT; or ``join`` a fleet. Returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["join"]:
+        from hostd import joining  # noqa: PLC0415 - an agent at work needs none of it
+
+        return joining.main(given[1:])
+    options = parser().parse_args(given)
     try:
         settings = load(options.config)
         failpoints = Failpoints.from_environment()
@@ -104,12 +112,25 @@ def _run(
         transport=Transport(settings.run_dir / "ssh"),
     )
     shut_left_gates(log)
-    store = connect(settings.etcd, settings.etcd.endpoints)
+    exposed = exposure(settings.etcd.endpoints, settings.etcd, settings.trust)
+    if exposed:
+        log.warning(exposed)
+    store = connect(settings.etcd, settings.etcd.endpoints, settings.trust)
     log.info("serving", address=settings.address, etcd=list(settings.etcd.endpoints))
     supervisor.tell(supervisor.READY)
+    pins = None
     try:
+        if store.trust is not None:
+            from hostd.pins import Pins  # noqa: PLC0415 - brings what only a secured fleet needs in memory
+
+            line = partial(authorized_line, state_dir=settings.state_dir)
+            files = (settings.ssh_known_hosts, settings.ssh_authorized_keys)
+            pins = Pins(settings.name, store.trust.members, *files, log, line)
+            pins.start()
         Service(store, bench, failpoints, log).run(stop)
     finally:
+        if pins is not None:
+            pins.close()
         store.close()
     return EXIT_OK
 

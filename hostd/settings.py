@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from events.keyspace import valid_host_name
-from events.settings import ETCD_OPTIONS, LOG_OPTIONS, EtcdSettings, LogSettings, Reader
+from events.settings import ETCD_OPTIONS, LOG_OPTIONS, TRUST_OPTIONS, EtcdSettings, LogSettings, Reader, TrustSettings
 from hostd.moves import Moves
 from hostd.shared_storage import SHARED_FILE_SYSTEMS
 
@@ -37,7 +37,8 @@ KNOWN = {
         "not_binds",
         "privileged",
     ),
-    "ssh": ("user", "port", "identity", "known_hosts"),
+    "ssh": ("user", "port", "identity", "known_hosts", "authorized_keys"),
+    "trust": TRUST_OPTIONS,
     "log": LOG_OPTIONS,
 }
 
@@ -68,6 +69,9 @@ class HostSettings:
     """First of those on which data is served by NFS, one for each migration."""
     moves: Moves = field(default_factory=Moves)
     """What may be moved from here and to here at all."""
+    ssh_authorized_keys: Path = Path("/etc/cargo/ssh/authorized_keys")
+    """Kept by the agent in a secured fleet, as ssh_known_hosts is."""
+    trust: TrustSettings = field(default_factory=TrustSettings)
 
 
 def _is_address(text: str) -> bool:
@@ -114,7 +118,10 @@ def load(path: Path) -> HostSettings:
         ssh_identity=reader.path("ssh", "identity", "/etc/cargo/ssh/id_ed25519") or Path("/etc/cargo/ssh/id_ed25519"),
         ssh_known_hosts=reader.path("ssh", "known_hosts", "/etc/cargo/ssh/known_hosts")
         or Path("/etc/cargo/ssh/known_hosts"),
+        ssh_authorized_keys=reader.path("ssh", "authorized_keys", "/etc/cargo/ssh/authorized_keys")
+        or Path("/etc/cargo/ssh/authorized_keys"),
         log=reader.log(),
+        trust=reader.trust(),
         read_patience_seconds=reader.number(
             "host", "read_patience_seconds", PATIENCE_SECONDS, low=1, high=7 * 24 * 3600
         ),

@@ -58,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
         "--host gamma=debian13,containerd",
     )
     up.add_argument("--subnet", metavar="A.B.C", help="the first three numbers of a /24 (default 10.77.0)")
+    up.add_argument(
+        "--secure",
+        action="store_true",
+        help="with TLS, roles and signed events; hosts join by tokens (docs/operators-guide.md)",
+    )
     up.add_argument("--no-agents", action="store_true", help="leave coordinator and hostd out")
     up.add_argument("--json", action="store_true", help="print the status as JSON")
     verbs.add_parser("down", parents=[common], help="remove every trace of it")
@@ -111,7 +116,8 @@ def _up(options: argparse.Namespace) -> int:
         options.subnet,
         None if names is None else with_described(names, options.host),
         agents=False if options.no_agents else None,
-        etcd_loopback=True if options.name == DEFAULT_NAME else None,
+        etcd_loopback=True if options.name == DEFAULT_NAME and not options.secure else None,
+        secure=True if options.secure else None,
     )
     lab.up()
     status = lab.status()
@@ -119,6 +125,8 @@ def _up(options: argparse.Namespace) -> int:
         print(json.dumps(status, indent=2))
     else:
         print(table(status))
+        if lab.spec.secure:
+            print(f"\nit is secure: cargoctl -c {lab.spec.operator_config} list")
         print(f"\nready after {time.monotonic() - began:.1f} s; `scripts/lab down` removes it")
     return 0
 

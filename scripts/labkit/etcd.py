@@ -17,6 +17,7 @@ class Etcd:
 
     def __init__(self, spec: LabSpec) -> None:
         self._spec = spec
+        self._scheme = "https" if spec.secure else "http"
         self.endpoints = spec.endpoints
         """``address:port[,address:port…]``, reachable from the machine and from every host."""
         self.members = [self._member(number) for number in range(spec.etcd_members)]
@@ -24,28 +25,41 @@ class Etcd:
     def _member(self, number: int) -> Process:
         spec = self._spec
         port = spec.client_ports()[number]
-        peers = [f"m{n}=http://{spec.gateway}:{port + 1}" for n, port in enumerate(spec.client_ports())]
+        peers = [f"m{n}={self._scheme}://{spec.gateway}:{port + 1}" for n, port in enumerate(spec.client_ports())]
         label = "etcd" if spec.etcd_members == 1 else f"etcd{number}"
         argv = [
             "etcd",
             f"--name=m{number}",
             f"--data-dir={self.data_directory(number)}",
-            f"--listen-client-urls=http://{spec.gateway}:{port}",
-            f"--advertise-client-urls=http://{spec.gateway}:{port}",
-            f"--listen-peer-urls=http://{spec.gateway}:{port + 1}",
-            f"--initial-advertise-peer-urls=http://{spec.gateway}:{port + 1}",
+            f"--listen-client-urls={self._scheme}://{spec.gateway}:{port}",
+            f"--advertise-client-urls={self._scheme}://{spec.gateway}:{port}",
+            f"--listen-peer-urls={self._scheme}://{spec.gateway}:{port + 1}",
+            f"--initial-advertise-peer-urls={self._scheme}://{spec.gateway}:{port + 1}",
             f"--initial-cluster={','.join(peers)}",
             f"--initial-cluster-token=cargo-lab-{spec.name}",
             "--logger=zap",
             "--log-outputs=stderr",
         ]
+        if spec.secure:
+            files = spec.fleet_directory
+            for role in ("", "peer-"):
+                argv += [
+                    f"--{role}client-cert-auth",
+                    f"--{role}trusted-ca-file={files}/ca.crt",
+                    f"--{role}cert-file={files}/etcd.crt",
+                    f"--{role}key-file={files}/etcd.key",
+                ]
+            argv += [
+                "--peer-cert-allowed-cn=etcd",  # every host's certificate is of the same authority
+                f"--listen-metrics-urls=http://{spec.gateway}:{spec.health_ports()[number]}",
+            ]
         return Process(
             label,
             argv,
             log=spec.logs / f"{label}.log",
             record=spec.records / f"{label}.json",
             mark=str(spec.root),
-            ready=lambda: probes.etcd_answers(spec.gateway, port),
+            ready=lambda: probes.etcd_answers(spec.gateway, spec.health_ports()[number]),
         )
 
     def data_directory(self, number: int = 0) -> Path:
@@ -66,9 +80,9 @@ class Etcd:
         """Add 127.0.0.1 if the lab wants it and nobody else is there; decided anew at every start."""
         port = self._spec.client_ports()[0]
         flag = "--listen-client-urls="
-        urls = [f"http://{self._spec.gateway}:{port}"]
+        urls = [f"{self._scheme}://{self._spec.gateway}:{port}"]
         if self.loopback and probes.port_is_free(LOOPBACK, port):
-            urls.append(f"http://{LOOPBACK}:{port}")
+            urls.append(f"{self._scheme}://{LOOPBACK}:{port}")
         argv = self.members[0].argv
         argv[:] = [flag + ",".join(urls) if part.startswith(flag) else part for part in argv]
 

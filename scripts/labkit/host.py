@@ -87,7 +87,7 @@ class Host:
         self.hostd = self._daemon(
             "hostd",
             [self.python, "-m", "hostd.main", "-c", "/etc/cargo/hostd.cfg"],
-            ready=lambda: probes.etcd_has(spec.gateway, spec.client_ports()[0], f"/cargo/hosts/{host.name}"),
+            ready=lambda: probes.bus_has(spec, f"/cargo/hosts/{host.name}"),
             ready_seconds=AGENT_SECONDS,
             cwd=str(REPOSITORY),
         )

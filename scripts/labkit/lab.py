@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from labkit import leftovers, probes, requirements, roots
+from labkit import fleet, leftovers, probes, requirements, roots
 from labkit.errors import LabError, MissingRequirementError
 from labkit.etcd import Etcd
 from labkit.host import AGENT_SECONDS, Host
@@ -42,7 +42,8 @@ from labkit.waiting import wait_until
 class Lab:
     """A lab by name. Making the object changes nothing; an existing lab is picked up as it was made.
 
-    ``hosts`` are names, or descriptions such as ``gamma=debian13,containerd``. ``agents`` says whether ``up`` also starts coordinator and hostd. ``visible`` lists
+    ``hosts`` are names, or descriptions such as ``gamma=debian13,containerd``. ``agents`` says whether ``up`` also starts coordinator and hostd. ``secure`` gives it
+    certificates, roles and signed events, with hosts that have joined by tokens. ``visible`` lists
     further directories of the machine that hosts must see although they lie in /tmp, /root or another place
     that is private to each host.
     """
@@ -57,6 +58,7 @@ class Lab:
         agents: bool | None = None,
         etcd_members: int | None = None,
         etcd_loopback: bool | None = None,
+        secure: bool | None = None,
         visible: Sequence[str | Path] = (),
     ) -> None:
         root = (base or base_directory()) / name
@@ -71,11 +73,16 @@ class Lab:
                 agents=True if agents is None else agents,
                 etcd_members=etcd_members or 1,
                 etcd_loopback=bool(etcd_loopback),
+                secure=bool(secure),
                 visible=tuple(map(str, visible)),
             )
         else:
             known = self._merge(known, subnet, hosts, etcd_members, etcd_loopback)
             known = known if agents is None else replace(known, agents=agents)
+            if secure is not None and secure != known.secure:
+                raise LabError(
+                    f"the lab {name} exists, and is {'' if known.secure else 'not '}secure; `down` removes it"
+                )
         self._adopt(known)
 
     @staticmethod
@@ -109,7 +116,7 @@ class Lab:
             record=spec.records / "coordinator.json",
             mark=str(spec.root),
             cwd=str(REPOSITORY),
-            ready=lambda: probes.etcd_has(spec.gateway, spec.client_ports()[0], "/cargo/coordinator/leader"),
+            ready=lambda: probes.bus_has(spec, "/cargo/coordinator/leader"),
             ready_seconds=AGENT_SECONDS,
         )
         self.coordinator.env["PYTHONPATH"] = str(REPOSITORY)
@@ -146,6 +153,8 @@ class Lab:
             self._make_directories()
             self.spec.save()
             self._hub.start()
+            if self.spec.secure:
+                fleet.make_files(self.spec)
             self.etcd.start(wait=False)
             write_trust(self.spec)
             for host in self.hosts:
@@ -154,6 +163,8 @@ class Lab:
             self.etcd.wait_ready()
             for host in self.hosts:
                 host.start_services()
+            if self.spec.secure:
+                fleet.secure(self.spec, self.hosts)
             if self.spec.agents:
                 self.start_agents()
 

@@ -88,6 +88,8 @@ class LabSpec:
     etcd_members: int = 1
     etcd_loopback: bool = False
     """Whether etcd also listens on 127.0.0.1, if that port is free, for etcdctl without options."""
+    secure: bool = False
+    """Whether etcd asks for certificates and roles, events are signed, and hosts join by tokens."""
     visible: tuple[str, ...] = field(default=())
     """More directories that hosts must see although they lie under a private one."""
 
@@ -143,6 +145,20 @@ class LabSpec:
     @property
     def endpoints(self) -> str:
         return ",".join(f"{self.gateway}:{port}" for port in self.client_ports())
+
+    @property
+    def fleet_directory(self) -> Path:
+        """The operator's: the authority and certificates, if it is secure."""
+        return self.root / "fleet"
+
+    @property
+    def operator_config(self) -> Path:
+        """For ``cargoctl -c``, in a secure lab."""
+        return self.root / "operator.cfg"
+
+    def health_ports(self) -> tuple[int, ...]:
+        """Where each member of etcd says over plain HTTP whether it is well."""
+        return tuple(port + 2 if self.secure else port for port in self.client_ports())
 
     def save(self) -> None:
         """Write the state file, atomically."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hostd.ssh_keys import authorized_line
 from labkit.errors import LabError
+from labkit.fleet import COORDINATOR
 from labkit.network import command
 from labkit.spec import OWN_ROOT, LabSpec
 
@@ -23,6 +24,8 @@ STATE_DIRECTORY = "/var/lib/cargo"
 OPERATOR_IDENTITY = f"{SSH_DIRECTORY}/id_operator"
 OPERATOR_COMMAND = 'command="sh -c \\"$SSH_ORIGINAL_COMMAND\\""'
 """Root's account opens to forced commands only; a person's is whatever the person says."""
+TRUST = "/etc/cargo/trust"
+"""Where `cargo-hostd join` puts what a secure lab's hosts need."""
 
 SSHD_CONFIG = """\
 ListenAddress {address}
@@ -75,15 +78,30 @@ def ini(sections: dict[str, dict[str, str]]) -> str:
     return text.getvalue().rstrip("\n") + "\n"
 
 
+def _bus(spec: LabSpec, stem: str, ca: str, signing_key: str) -> dict[str, dict[str, str]]:
+    """The sections [etcd] and, if the lab is secure, [trust]. ``stem`` is that of the certificate and its key."""
+    etcd = {"endpoints": spec.endpoints, "prefix": "/cargo"}
+    if not spec.secure:
+        return {"etcd": etcd}
+    etcd |= {"ca": ca, "cert": f"{stem}.crt", "key": f"{stem}.key"}
+    return {"etcd": etcd, "trust": {"ca": ca, "signing_key": signing_key}}
+
+
 def coordinator_config(spec: LabSpec) -> str:
     """coordinator.cfg."""
+    own = f"{spec.fleet_directory}/coordinator-{COORDINATOR}"
     return ini(
         {
-            "etcd": {"endpoints": spec.endpoints, "prefix": "/cargo"},
-            "coordinator": {"name": "c1"},
+            **_bus(spec, own, f"{spec.fleet_directory}/ca.crt", f"{own}.signing.key"),
+            "coordinator": {"name": COORDINATOR},
             "log": {"level": "info", "format": "json"},
         }
     )
+
+
+def operator_config(spec: LabSpec) -> str:
+    """For cargoctl, as the operator of a secure lab."""
+    return ini(_bus(spec, f"{spec.fleet_directory}/operator", f"{spec.fleet_directory}/ca.crt", ""))
 
 
 def hostd_config(spec: LabSpec, host: str, address: str) -> str:
@@ -99,7 +117,7 @@ def hostd_config(spec: LabSpec, host: str, address: str) -> str:
                 # with one cache: storage that both hosts reach. Nothing else of the lab is an ext2.
                 "shared_file_systems": "nfs nfs4 cifs ext2",
             },
-            "etcd": {"endpoints": spec.endpoints, "prefix": "/cargo"},
+            **_bus(spec, f"{TRUST}/etcd", f"{TRUST}/ca.crt", f"{TRUST}/signing.key"),
             "docker": {"socket": "/run/docker.sock"},
             "ssh": {
                 "user": "root",
@@ -144,10 +162,16 @@ def write_trust(spec: LabSpec) -> None:
         ssh.mkdir(parents=True, exist_ok=True)
         ssh.chmod(0o700)
         host_keys[host.name] = _key(ssh / "ssh_host_ed25519_key", f"host {host.name}")
-        client_keys[host.name] = _key(ssh / "id_ed25519", f"hostd@{host.name}")
+        if not spec.secure:  # there the host makes its own when it joins
+            client_keys[host.name] = _key(ssh / "id_ed25519", f"hostd@{host.name}")
         operators.append(_key(ssh / "id_operator", f"a person at {host.name}"))
     for host in spec.hosts:
         cargo = spec.host_directory(host.name) / "etc/cargo"
+        _write(cargo / "ssh/sshd_config", SSHD_CONFIG.format(address=host.address, directory=SSH_DIRECTORY))
+        if not (cargo / "hostd.cfg").exists():  # a person may have changed it
+            _write(cargo / "hostd.cfg", hostd_config(spec, host.name, host.address))
+        if spec.secure:  # its agent keeps the pins
+            continue
         known = [f"{o.address},{o.name} {' '.join(host_keys[o.name].split()[:2])}" for o in spec.hosts]
         python = interpreter(host.root)
         others = [
@@ -158,8 +182,7 @@ def write_trust(spec: LabSpec) -> None:
         others += [f"{OPERATOR_COMMAND} {key}" for key in operators if key != operators[spec.hosts.index(host)]]
         _write(cargo / "ssh/known_hosts", "\n".join(known) + "\n")
         _write(cargo / "ssh/authorized_keys", "".join(f"{line}\n" for line in others), 0o600)
-        _write(cargo / "ssh/sshd_config", SSHD_CONFIG.format(address=host.address, directory=SSH_DIRECTORY))
-        if not (cargo / "hostd.cfg").exists():  # a person may have changed it
-            _write(cargo / "hostd.cfg", hostd_config(spec, host.name, host.address))
     if not (spec.root / "coordinator.cfg").exists():
         _write(spec.root / "coordinator.cfg", coordinator_config(spec))
+    if spec.secure:
+        _write(spec.operator_config, operator_config(spec))

@@ -109,4 +109,6 @@ def test_an_etcd_that_does_not_answer_is_said_in_one_sentence(fleet: Fleet) -> N
     said = fleet.cargoctl("list")
     assert said.returncode == FAILED
     assert "Traceback" not in said.stderr
-    assert len(said.stderr.strip().splitlines()) == 1, said.stderr
+    # The lab's etcd is not on loopback, and not secured, which is said first.
+    sentences = [line for line in said.stderr.strip().splitlines() if "NOT SECURED" not in line]
+    assert len(sentences) == 1, said.stderr

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from events.errors import PermanentError
-from tests.fuzz import bus, campaign, hosts, trees
+from tests.fuzz import bus, campaign, hosts, trees, trust
 from tests.fuzz.campaign import Report, Target
 from tests.fuzz.mutation import make
 
 INPUTS_A_WEIGHT = 150
 PEAK_BYTES = 64 * 1024**2
-WITHOUT_ROOT = [*bus.TARGETS, *hosts.TARGETS]
+WITHOUT_ROOT = [*bus.TARGETS, *hosts.TARGETS, *trust.TARGETS]
 
 
 def assert_borne(target: Target, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from coordinator import lifecycle
 from events import schema
 from events.connecting import connect
 from events.schema import TERMINAL_PHASES, Event
-from events.settings import EtcdSettings
+from events.settings import EtcdSettings, TrustSettings
 from hostd import source, target
 from hostd.manifest import Difference, Entry, compare, read_manifest
 from labkit import Lab, Process
@@ -82,7 +82,12 @@ class Fleet:
         self.lab = lab
         self.images = images
         self.alpha, self.beta = lab.host("alpha"), lab.host("beta")
-        self.store = connect(EtcdSettings(endpoints=tuple(lab.etcd.endpoints.split(","))))
+        endpoints = tuple(lab.etcd.endpoints.split(","))
+        self.store = connect(EtcdSettings(endpoints))
+        if lab.spec.secure:
+            ca, own = lab.spec.fleet_directory / "ca.crt", lab.spec.fleet_directory / "operator"
+            settings = EtcdSettings(endpoints, ca=ca, cert=own.with_suffix(".crt"), key=own.with_suffix(".key"))
+            self.store = connect(settings, trust=TrustSettings(ca=ca))
         self.keys = self.store.keys
         self.docker = {host.spec.name: host.docker_client() for host in lab.hosts}
         self.oracle = Oracle(lab.hosts)
@@ -218,6 +223,13 @@ class Fleet:
     def etcdctl(self, *arguments: str, given: bytes | None = None) -> str:
         """etcdctl, as a person uses it."""
         environment = {**os.environ, "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": self.lab.etcd.endpoints}
+        if self.lab.spec.secure:
+            files = self.lab.spec.fleet_directory
+            environment |= {
+                "ETCDCTL_CACERT": f"{files}/ca.crt",
+                "ETCDCTL_CERT": f"{files}/operator.crt",
+                "ETCDCTL_KEY": f"{files}/operator.key",
+            }
         line = ["etcdctl", *arguments]
         done = subprocess.run(line, input=given, capture_output=True, env=environment, check=True, timeout=30)
         return done.stdout.decode(errors="replace")
@@ -263,7 +275,8 @@ class Fleet:
 
     def cargoctl(self, *arguments: str, timeout_seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """cargoctl, as a person uses it."""
-        line = [sys.executable, "-m", "coordinator.cargoctl", *arguments]
+        config = ["-c", str(self.lab.spec.operator_config)] if self.lab.spec.secure else []
+        line = [sys.executable, "-m", "coordinator.cargoctl", *config, *arguments]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CARGO_ETCD": self.lab.etcd.endpoints}
         with tempfile.TemporaryDirectory() as empty:
             return subprocess.run(

@@ -1,0 +1,47 @@
+"""The SSH pins of a secured fleet, as its agents keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from events.errors import StoreUnavailableError
+from events.membership import Member
+from hostd.pins import HEADER, Pins
+
+
+def member(host: str, letter: str) -> Member:
+    key = f"ssh-ed25519 {letter * 68}"
+    return Member(name=f"hostd/{host}", user="u", signing_key="k", ssh_host_key=key, ssh_client_key=key)
+
+
+class Fleet:
+    def __init__(self) -> None:
+        self.all = {one.name: one for one in (member("alpha", "A"), member("beta", "B"))}
+        self.all["coordinator/c1"] = Member(name="coordinator/c1", user="c", signing_key="k")
+        self.down = False
+
+    def members(self) -> Mapping[str, Member]:
+        if self.down:
+            raise StoreUnavailableError("etcd is down")
+        return self.all
+
+
+def test_pins_follow_the_members_and_outlive_the_bus(tmp_path: Path) -> None:
+    """C8, B14: a removed host is gone from both files; no answer is no reason to forget anybody."""
+    fleet, known, authorized = Fleet(), tmp_path / "ssh/known_hosts", tmp_path / "ssh/authorized_keys"
+    pins = Pins("alpha", fleet.members, known, authorized, structlog.get_logger())
+    pins.look()
+    assert known.read_text() == f"{HEADER}alpha ssh-ed25519 {'A' * 68}\nbeta ssh-ed25519 {'B' * 68}\n"
+    assert authorized.read_text().count("ssh-ed25519") == 1
+    assert authorized.stat().st_mode & 0o777 == 0o600
+    fleet.down = True
+    pins.look()
+    assert "beta" in known.read_text()
+    fleet.down = False
+    fleet.all["hostd/beta"] = Member(name="hostd/beta")
+    pins.look()
+    assert "beta" not in known.read_text()
+    assert authorized.read_text() == HEADER
