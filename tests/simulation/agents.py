@@ -398,12 +398,10 @@ class Agent(Process):
 
     # --- working -------------------------------------------------------------------------------
 
-    def ready(self) -> list[Runner]:
-        """Runners with something to do."""
-        return [runner for runner in self.runners.values() if runner.ready]
-
     def advance(self) -> bool:
-        ready = self.ready() if self.runners else None
+        ready = None
+        if self.runners:
+            ready = [runner for runner in self.runners.values() if runner.ready]
         if not ready:
             return self.polled != self.sim.backend._revision and self.watch()
         runner = ready[0] if len(ready) == 1 else self.sim.rng.choice(ready)
@@ -523,6 +521,8 @@ class Coordinator(Process):
         return self.follower is not None
 
     def advance(self) -> bool:
+        if self._idle():
+            return False
         try:
             return self._campaign() if self.follower is None else self._lead()
         except LostLeadershipError:
@@ -534,6 +534,22 @@ class Coordinator(Process):
         except SchemaError as error:
             self.sim.violation("P6", f"{self.name} met a history that it cannot take: {error}")
         return True
+
+    def _idle(self) -> bool:
+        """A look that changes nothing and asks the store nothing: it would find nothing to do."""
+        now = self.sim.clock
+        if now < self.look_at and not self.resync:
+            if self.follower is None:
+                return True
+            service, election = self.service, self.election
+            return (
+                self.polled == self.sim.backend._revision
+                and now < service._look_around_at
+                and not service._waiting
+                and election is not None
+                and election.guard is not None
+            )
+        return False
 
     def _campaign(self) -> bool:
         if self.sim.clock < self.look_at:

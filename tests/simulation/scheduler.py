@@ -120,6 +120,7 @@ class Simulation:
         """``aim`` fixes some of what the seed would choose: see AIMS."""
         self.seed = seed
         self.rng = random.Random(seed)
+        self._draw = self.rng.random
         self.clock = 0.0
         self.numbers = 0
         self.depth = 0
@@ -319,8 +320,8 @@ class Simulation:
     def _one_step(self) -> None:
         self.steps += 1
         rng = self.rng
-        self.clock += rng.random() * 0.4
-        roll = rng.random()
+        self.clock += self._draw() * 0.4
+        roll = self._draw()
         self.control_in -= 1
         self.trouble_in -= 1
         world_touched = True
@@ -373,7 +374,7 @@ class Simulation:
         process.touched = False
         try:
             if isinstance(process, Agent):
-                roll = self.rng.random()
+                roll = self._draw()
                 if roll < 0.04:
                     process.tell()
                     return True
