@@ -122,9 +122,13 @@ class MemoryStore(Store):
                 item = self._item(start, at) if start in self._versions else None
                 one = [] if item is None else [item._replace(value=b"") if keys_only else item]
                 return Page(one, False, self._revision)
-            items: list[KeyValue] = []
             first = bisect_left(self._sorted, start)
             last = len(self._sorted) if end == b"\0" else bisect_left(self._sorted, end, first)
+            if limit >= last - first and at >= self._revision and not keys_only:  # all of it, as it is now
+                versions = self._versions
+                newest = [versions[key][-1].item for key in self._sorted[first:last]]
+                return Page([item for item in newest if item is not None], False, self._revision)
+            items: list[KeyValue] = []
             for key in self._sorted[first:last]:
                 item = self._item(key, at)
                 if item is None:

@@ -153,6 +153,10 @@ class Process:
     def kill(self) -> None:
         raise NotImplementedError
 
+    def idle(self) -> bool:
+        """Whether it is certain, before any choice, that ``advance`` has nothing to do and asks nobody anything."""
+        return False
+
     def advance(self) -> bool:
         """One action; whether there was one to do."""
         raise NotImplementedError
@@ -177,11 +181,10 @@ class Runner:
         """Nothing to do here, unless somebody appends."""
         return self.turns.view.state in self.turns.plan.table.final
 
-    @property
-    def ready(self) -> bool:
+    def ready_at(self, now: float) -> bool:
+        """Whether there is something to do."""
         if self.halted:
             return False
-        now = self.agent.sim.clock
         if self.poke_at is not None and now >= self.poke_at:
             self.poke_at, self.turns.rested, self.woken = None, None, True
         if self.wait_until > now and not self.woken:
@@ -399,9 +402,8 @@ class Agent(Process):
     # --- working -------------------------------------------------------------------------------
 
     def advance(self) -> bool:
-        ready = None
-        if self.runners:
-            ready = [runner for runner in self.runners.values() if runner.ready]
+        now = self.sim.clock
+        ready = [runner for runner in self.runners.values() if runner.ready_at(now)]
         if not ready:
             return self.polled != self.sim.backend._revision and self.watch()
         runner = ready[0] if len(ready) == 1 else self.sim.rng.choice(ready)
@@ -509,7 +511,8 @@ class Coordinator(Process):
         self.follower: Follower | None = None
         self.resync = False
         self.look_at = 0.0
-        self.polled = -1
+        self.polled = self.refused = -1
+        """Revision at which the follower had given everything, and at which somebody else led and nothing was done."""
 
     def kill(self) -> None:
         self.alive = self.frozen = False
@@ -521,7 +524,7 @@ class Coordinator(Process):
         return self.follower is not None
 
     def advance(self) -> bool:
-        if self._idle():
+        if self.idle():
             return False
         try:
             return self._campaign() if self.follower is None else self._lead()
@@ -535,8 +538,7 @@ class Coordinator(Process):
             self.sim.violation("P6", f"{self.name} met a history that it cannot take: {error}")
         return True
 
-    def _idle(self) -> bool:
-        """A look that changes nothing and asks the store nothing: it would find nothing to do."""
+    def idle(self) -> bool:
         now = self.sim.clock
         if now < self.look_at and not self.resync:
             if self.follower is None:
@@ -555,6 +557,10 @@ class Coordinator(Process):
         if self.sim.clock < self.look_at:
             return False
         self.look_at = self.sim.clock + 1.0
+        backend = self.sim.backend
+        if self.refused == backend._revision and self.sim.clock < backend._soonest_end:
+            if self.sim.world.etcd[self.place] == "up":
+                return False
         if self.election is None:
             self.election = Election(
                 self.store, self.store.keys.leader, self.place, LEADER_TTL_SECONDS, background=False
@@ -562,6 +568,7 @@ class Coordinator(Process):
             self.election._value = f"{self.place}-{self.sim.next_number()}".encode()
         guard: LeaderGuard | None = self.election.attempt()
         if guard is None:
+            self.refused = backend._revision if self.election._lease is None else -1
             return False
         self.sim.say(self.name, "leads with epoch %s", guard.create_revision)
         service = self.service
@@ -612,6 +619,7 @@ class Coordinator(Process):
         return item is not None or waiting
 
     def _resign(self) -> None:
+        self.refused = -1
         self.service._guard = None
         self.follower = None
         if self.election is not None:
