@@ -138,6 +138,12 @@ class MemoryStore(Store):
                 items.append(item._replace(value=b"") if keys_only else item)
             return Page(items, False, self._revision)
 
+    def _get_once(self, key: str) -> KeyValue | None:
+        with self._lock:
+            self._admit()
+            newest = self._newest(key_bytes(key))
+            return None if newest is None else newest.item
+
     def _transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
         with self._lock:
             self._admit()

@@ -15,7 +15,7 @@ import coordinator.service as service_module
 from coordinator.service import Service
 from events.errors import CargoError, LostLeadershipError, SchemaError, StoreUnavailableError, TransientError
 from events.failpoints import Failpoints
-from events.following import Changes, Follower, Snapshot, Tick
+from events.following import Changes, Follower, KeyValue, Snapshot, Tick
 from events.leases import Election, LeaderGuard
 from events.memory import MemoryFollower, MemoryStore
 from events.records import ContainerRecord, HostRecord, MountRecord, encode_container, encode_host
@@ -51,6 +51,11 @@ class Client(Store):
         if self.sim.world.etcd[self.place] != "up":
             raise NoAnswerError("the store cannot be reached")
         return self.backend._page(start, end, limit, revision, keys_only)
+
+    def _get_once(self, key: str) -> KeyValue | None:
+        if self.sim.world.etcd[self.place] != "up":
+            raise NoAnswerError("the store cannot be reached")
+        return self.backend._get_once(key)
 
     def _transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
         fault = self.sim.before_write(self.process, operations)
