@@ -516,8 +516,10 @@ class Coordinator(Process):
         self.follower: Follower | None = None
         self.resync = False
         self.look_at = 0.0
-        self.polled = self.refused = -1
-        """Revision at which the follower had given everything, and at which somebody else led and nothing was done."""
+        self.polled = -1
+        """Revision up to which the follower has given everything."""
+        self.refused = -1
+        """Revision at which somebody else led."""
 
     def kill(self) -> None:
         self.alive = self.frozen = False
@@ -563,9 +565,9 @@ class Coordinator(Process):
             return False
         self.look_at = self.sim.clock + 1.0
         backend = self.sim.backend
-        if self.refused == backend._revision and self.sim.clock < backend._soonest_end:
-            if self.sim.world.etcd[self.place] == "up":
-                return False
+        unchanged = self.refused == backend._revision and self.sim.clock < backend._soonest_end
+        if unchanged and self.sim.world.etcd[self.place] == "up":
+            return False  # another attempt would be answered as the last one was
         if self.election is None:
             self.election = Election(
                 self.store, self.store.keys.leader, self.place, LEADER_TTL_SECONDS, background=False
