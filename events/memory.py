@@ -60,6 +60,8 @@ class MemoryStore(Store):
         """No lease ends before this, so nobody has to look at them earlier."""
         self._faults: list[_Fault] = []
         self._late: list[tuple[Sequence[Compare], Sequence[Put | Delete]]] = []
+        self._waiting = 0
+        """Followers that want to be woken by the next change."""
         self._down = False
         self._closed = False
 
@@ -116,13 +118,17 @@ class MemoryStore(Store):
             if 0 < revision < self._compacted:
                 raise CompactedError(f"revision {revision} is compacted")
             at = revision if revision else self._revision
-            if start and end == start + b"\0" and limit > 0:  # one key
+            if start and limit > 0 and end == start + b"\0":  # one key
                 item = self._item(start, at) if start in self._versions else None
                 one = [] if item is None else [item._replace(value=b"") if keys_only else item]
                 return Page(one, False, self._revision)
-            items: list[KeyValue] = []
             first = bisect_left(self._sorted, start)
             last = len(self._sorted) if end == b"\0" else bisect_left(self._sorted, end, first)
+            if limit >= last - first and at >= self._revision and not keys_only:  # all of it, as it is now
+                versions = self._versions
+                newest = [versions[key][-1].item for key in self._sorted[first:last]]
+                return Page([item for item in newest if item is not None], False, self._revision)
+            items: list[KeyValue] = []
             for key in self._sorted[first:last]:
                 item = self._item(key, at)
                 if item is None:
@@ -132,13 +138,20 @@ class MemoryStore(Store):
                 items.append(item._replace(value=b"") if keys_only else item)
             return Page(items, False, self._revision)
 
+    def _get_once(self, key: str) -> KeyValue | None:
+        with self._lock:
+            self._admit()
+            newest = self._newest(key_bytes(key))
+            return None if newest is None else newest.item
+
     def _transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
         with self._lock:
             self._admit()
-            late, self._late = self._late, []
-            for pending in late:
-                self._apply(*pending)
-            fault = self._fault_for(operations)
+            if self._late:
+                late, self._late = self._late, []
+                for pending in late:
+                    self._apply(*pending)
+            fault = self._fault_for(operations) if self._faults else None
             if fault == "not_applied":
                 raise NoAnswerError("the request was lost")
             if fault == "applied_late":
@@ -186,7 +199,8 @@ class MemoryStore(Store):
     # --- inside, with the lock held ------------------------------------------------------------
 
     def _admit(self) -> None:
-        self._expire()
+        if self._clock() >= self._soonest_end:
+            self._expire()
         if self._down or self._closed:
             raise NoAnswerError("the store is down")
 
@@ -246,7 +260,8 @@ class MemoryStore(Store):
         if changes:
             self._revision += 1
             self._log.append((self._revision, sorted(changes)))
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
 
     def _expire(self) -> None:
         now = self._clock()
@@ -294,7 +309,8 @@ class MemoryFollower(Follower):
         give_up_at = time.monotonic() + timeout_seconds if timeout_seconds > 0 else 0.0
         with store._lock:
             while not self.closed and not store._closed:
-                store._expire()
+                if store._clock() >= store._soonest_end:
+                    store._expire()
                 if not store._down:
                     for prefix, cursor in self._cursors.items():
                         item = self._next(prefix, cursor)
@@ -304,17 +320,21 @@ class MemoryFollower(Follower):
                 if remaining <= 0:
                     return None
                 # Woken at least this often: a lease may run out without anybody calling.
-                store._changed.wait(min(remaining, 0.05 if store._leases else remaining))
+                store._waiting += 1
+                try:
+                    store._changed.wait(min(remaining, 0.05 if store._leases else remaining))
+                finally:
+                    store._waiting -= 1
             self.closed = True
             return None
 
     def _next(self, prefix: str, cursor: int | None) -> Snapshot | Changes | None:
         store = self._store
-        start = key_bytes(prefix)
         if cursor is None or cursor < store._compacted:
             self._cursors[prefix] = store._revision
             items: list[KeyValue] = []
             if self._contents:
+                start = key_bytes(prefix)
                 items = store._page(start, prefix_end(start), len(store._sorted) + 1, 0, False).items
             return Snapshot(prefix, items, store._revision, resync=cursor is not None)
         log = store._log
@@ -322,8 +342,9 @@ class MemoryFollower(Follower):
             return None
         for index in range(max(cursor + 1 - log[0][0], 0), len(log)):  # each revision that is kept has one entry
             revision, changes = log[index]
-            self._cursors[prefix] = revision
             mine = [change for change in changes if change.key.startswith(prefix)]
             if mine:
+                self._cursors[prefix] = revision
                 return Changes(prefix, mine, revision)
+        self._cursors[prefix] = log[-1][0]
         return None

@@ -239,10 +239,11 @@ class Store(ABC):
         head: Head | None = None
         events: list[Event] = []
         for item in items:
-            place = None if item.key == head_key else self.keys.parse(item.key)
             if item.key == head_key:
                 head = decode_head(item.value)
-            elif place is not None and place.kind == "event":
+                continue
+            place = self.keys.parse(item.key)
+            if place is not None and place.kind == "event":
                 event = decode_event(item.value)
                 if event.seq != int(place.parts[1]):
                     raise ChainError(f"migration {migration}: the key of event {place.parts[1]} holds another event")

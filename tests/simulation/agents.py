@@ -15,7 +15,7 @@ import coordinator.service as service_module
 from coordinator.service import Service
 from events.errors import CargoError, LostLeadershipError, SchemaError, StoreUnavailableError, TransientError
 from events.failpoints import Failpoints
-from events.following import Changes, Follower, Snapshot, Tick
+from events.following import Changes, Follower, KeyValue, Snapshot, Tick
 from events.leases import Election, LeaderGuard
 from events.memory import MemoryFollower, MemoryStore
 from events.records import ContainerRecord, HostRecord, MountRecord, encode_container, encode_host
@@ -51,6 +51,11 @@ class Client(Store):
         if self.sim.world.etcd[self.place] != "up":
             raise NoAnswerError("the store cannot be reached")
         return self.backend._page(start, end, limit, revision, keys_only)
+
+    def _get_once(self, key: str) -> KeyValue | None:
+        if self.sim.world.etcd[self.place] != "up":
+            raise NoAnswerError("the store cannot be reached")
+        return self.backend._get_once(key)
 
     def _transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
         fault = self.sim.before_write(self.process, operations)
@@ -153,6 +158,10 @@ class Process:
     def kill(self) -> None:
         raise NotImplementedError
 
+    def idle(self) -> bool:
+        """Whether it is certain, before any choice, that ``advance`` has nothing to do and asks nobody anything."""
+        return False
+
     def advance(self) -> bool:
         """One action; whether there was one to do."""
         raise NotImplementedError
@@ -177,11 +186,10 @@ class Runner:
         """Nothing to do here, unless somebody appends."""
         return self.turns.view.state in self.turns.plan.table.final
 
-    @property
-    def ready(self) -> bool:
+    def ready_at(self, now: float) -> bool:
+        """Whether there is something to do."""
         if self.halted:
             return False
-        now = self.agent.sim.clock
         if self.poke_at is not None and now >= self.poke_at:
             self.poke_at, self.turns.rested, self.woken = None, None, True
         if self.wait_until > now and not self.woken:
@@ -398,12 +406,9 @@ class Agent(Process):
 
     # --- working -------------------------------------------------------------------------------
 
-    def ready(self) -> list[Runner]:
-        """Runners with something to do."""
-        return [runner for runner in self.runners.values() if runner.ready]
-
     def advance(self) -> bool:
-        ready = self.ready() if self.runners else None
+        now = self.sim.clock
+        ready = [runner for runner in self.runners.values() if runner.ready_at(now)]
         if not ready:
             return self.polled != self.sim.backend._revision and self.watch()
         runner = ready[0] if len(ready) == 1 else self.sim.rng.choice(ready)
@@ -512,6 +517,9 @@ class Coordinator(Process):
         self.resync = False
         self.look_at = 0.0
         self.polled = -1
+        """Revision up to which the follower has given everything."""
+        self.refused = -1
+        """Revision at which somebody else led."""
 
     def kill(self) -> None:
         self.alive = self.frozen = False
@@ -523,6 +531,8 @@ class Coordinator(Process):
         return self.follower is not None
 
     def advance(self) -> bool:
+        if self.idle():
+            return False
         try:
             return self._campaign() if self.follower is None else self._lead()
         except LostLeadershipError:
@@ -535,10 +545,29 @@ class Coordinator(Process):
             self.sim.violation("P6", f"{self.name} met a history that it cannot take: {error}")
         return True
 
+    def idle(self) -> bool:
+        now = self.sim.clock
+        if now < self.look_at and not self.resync:
+            if self.follower is None:
+                return True
+            service, election = self.service, self.election
+            return (
+                self.polled == self.sim.backend._revision
+                and now < service._look_around_at
+                and not service._waiting
+                and election is not None
+                and election.guard is not None
+            )
+        return False
+
     def _campaign(self) -> bool:
         if self.sim.clock < self.look_at:
             return False
         self.look_at = self.sim.clock + 1.0
+        backend = self.sim.backend
+        unchanged = self.refused == backend._revision and self.sim.clock < backend._soonest_end
+        if unchanged and self.sim.world.etcd[self.place] == "up":
+            return False  # another attempt would be answered as the last one was
         if self.election is None:
             self.election = Election(
                 self.store, self.store.keys.leader, self.place, LEADER_TTL_SECONDS, background=False
@@ -546,6 +575,7 @@ class Coordinator(Process):
             self.election._value = f"{self.place}-{self.sim.next_number()}".encode()
         guard: LeaderGuard | None = self.election.attempt()
         if guard is None:
+            self.refused = backend._revision if self.election._lease is None else -1
             return False
         self.sim.say(self.name, "leads with epoch %s", guard.create_revision)
         service = self.service
@@ -596,6 +626,7 @@ class Coordinator(Process):
         return item is not None or waiting
 
     def _resign(self) -> None:
+        self.refused = -1
         self.service._guard = None
         self.follower = None
         if self.election is not None:

@@ -14,9 +14,10 @@ from coordinator import lifecycle
 from events.errors import CargoError
 from events.following import Changes, Follower, Snapshot
 from events.keyspace import key_bytes, key_text
-from events.schema import EVENT_TYPES, GENESIS, Event, Requested, RollbackOrdered, decode_event, decode_head
+from events.schema import EVENT_TYPES, GENESIS, Event, Requested, RollbackOrdered
 from hostd import source, target
 from hostd.plan import View
+from tests.simulation.remembered import decode_event, decode_head
 from tests.simulation.world import LAYER_PATHS, VOLUME, Container, Host, root_of
 
 if TYPE_CHECKING:

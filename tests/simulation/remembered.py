@@ -23,6 +23,8 @@ class RememberedKeys(Keyspace):
         self._places: dict[str, Place | None] = {}
         self._events: dict[tuple[str, int], str] = {}
         self._heads: dict[str, str] = {}
+        self._event_prefixes: dict[str, str] = {}
+        self._pointers: dict[tuple[str, str], str] = {}
 
     def parse(self, key: str) -> Place | None:
         try:
@@ -45,12 +47,26 @@ class RememberedKeys(Keyspace):
             key = self._heads[migration] = super().head(migration)
             return key
 
+    def events(self, migration: str) -> str:
+        try:
+            return self._event_prefixes[migration]
+        except KeyError:
+            key = self._event_prefixes[migration] = super().events(migration)
+            return key
 
-_decode_event = lru_cache(MAX_KEPT)(schema.decode_event)
-_decode_head = lru_cache(MAX_KEPT)(schema.decode_head)
+    def inbox_pointer(self, host: str, migration: str) -> str:
+        try:
+            return self._pointers[host, migration]
+        except KeyError:
+            key = self._pointers[host, migration] = super().inbox_pointer(host, migration)
+            return key
+
+
+decode_event = lru_cache(MAX_KEPT)(schema.decode_event)
+decode_head = lru_cache(MAX_KEPT)(schema.decode_head)
 
 
 def remember_events() -> None:
-    """The store decodes the same bytes only once from now on, in this process."""
-    store.__dict__["decode_event"] = _decode_event
-    store.__dict__["decode_head"] = _decode_head
+    """The same bytes are decoded only once from now on, in this process."""
+    schema.__dict__["decode_event"] = store.__dict__["decode_event"] = decode_event
+    store.__dict__["decode_head"] = decode_head

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from tests.simulation.scheduler import Result, run_seed
 
 CHUNK = 25
-GARBAGE_OBJECTS = 20_000
+GARBAGE_OBJECTS = 200_000
 MAX_FAILURES = 20
 """More would only hide the first."""
 
@@ -67,7 +67,7 @@ def _results(seeds: range, jobs: int) -> Iterator[Result]:
 
 
 def _prepare() -> None:
-    """A worker collects garbage about once a seed, and never looks through the modules for it."""
+    """A worker collects garbage once in some seeds, and never looks through the modules for it."""
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS, 10, 100)
 

@@ -87,6 +87,10 @@ FAULTS = {
 """Lines of the transcript that are faults, and what they are called in statistics."""
 STRATEGIES = ("hybrid", "hybrid", "hybrid", "hybrid", "postcopy", "precopy", "cold", "auto")
 POLICIES = ("always", "unless-stopped", "on-failure", "no")
+PROCESSES = 4
+_LASTS = tuple(tuple(range(count - 1, 0, -1)) for count in range(PROCESSES + 1))
+_BITS = tuple((last + 1).bit_length() for last in range(PROCESSES))
+"""How ``Random.shuffle`` goes through so many, and how many random bits it draws for each."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Simulation:
         """``aim`` fixes some of what the seed would choose: see AIMS."""
         self.seed = seed
         self.rng = random.Random(seed)
+        self._draw, self._draw_bits = self.rng.random, self.rng.getrandbits
         self.clock = 0.0
         self.numbers = 0
         self.depth = 0
@@ -319,8 +324,8 @@ class Simulation:
     def _one_step(self) -> None:
         self.steps += 1
         rng = self.rng
-        self.clock += rng.random() * 0.4
-        roll = rng.random()
+        self.clock += self._draw() * 0.4
+        roll = self._draw()
         self.control_in -= 1
         self.trouble_in -= 1
         world_touched = True
@@ -354,15 +359,15 @@ class Simulation:
         usable = [one for one in self.processes if one.alive and not one.frozen and not one.busy]
         self._shuffle(usable)
         for process in usable:
-            if self._advance(process):
+            if not process.idle() and self._advance(process):
                 return process.touched
         return False
 
     def _shuffle(self, processes: list[Process]) -> None:
         """As ``Random.shuffle``, drawing the same numbers, without its calls for each of them."""
-        draw = self.rng.getrandbits
-        for last in range(len(processes) - 1, 0, -1):
-            bits = (last + 1).bit_length()
+        draw = self._draw_bits
+        for last in _LASTS[len(processes)]:
+            bits = _BITS[last]
             chosen = draw(bits)
             while chosen > last:
                 chosen = draw(bits)
@@ -373,13 +378,13 @@ class Simulation:
         process.touched = False
         try:
             if isinstance(process, Agent):
-                roll = self.rng.random()
-                if roll < 0.04:
-                    process.tell()
-                    return True
-                if roll < 0.14:
-                    return process.watch(drop=self.faults and self.rng.random() < self.fault_rate)
+                roll = self._draw()
                 if roll < 0.16:
+                    if roll < 0.04:
+                        process.tell()
+                        return True
+                    if roll < 0.14:
+                        return process.watch(drop=self.faults and self.rng.random() < self.fault_rate)
                     process.tick()
                     return True
             return process.advance()
