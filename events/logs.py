@@ -1,5 +1,6 @@
 """Structured logs: readable on a terminal, one JSON object a line otherwise.
 
+In the journal each line has its level as priority, too (sd-daemon(3)), so that `journalctl -p warning` finds what matters.
 Lines about a migration carry ``migration``, ``seq`` and ``host``; secrets never enter a log, because
 they never leave the container's specification file.
 """
@@ -8,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from events.settings import LogSettings
 
@@ -31,6 +34,22 @@ with _without_rich():
     import structlog
 
 
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+
+
+def _to_journal() -> bool:
+    """Whether what is written to standard error goes there: systemd names the stream, which a child may have replaced."""
+    try:
+        facts = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
+
+
+def _with_priority(_: object, name: str, line: Any) -> str:
+    return f"<{_PRIORITIES.get(name, 6)}>{line}"
+
+
 def configure(settings: LogSettings, **always: str) -> structlog.stdlib.BoundLogger:
     """Set logging up for this process; ``always`` stands on every line (``host``, ``process``)."""
     readable = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
@@ -48,6 +67,7 @@ def configure(settings: LogSettings, **always: str) -> structlog.stdlib.BoundLog
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
             renderer,
+            *([_with_priority] if _to_journal() else []),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),

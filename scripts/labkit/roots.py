@@ -65,6 +65,17 @@ PLAIN_RECIPES = {
     ),
     "debian13": RECIPES["debian13"],
 }
+BOOTABLE_RECIPES = {
+    # A whole Debian with its service manager, for a virtual machine. It lacks the kernel (see scripts/setup --guest) and Cargo.
+    "debian12": Recipe(
+        suite="bookworm",
+        python="3.11",
+        packages=(
+            *PLAIN_RECIPES["debian12"].packages,
+            *("systemd-sysv", "dbus", "udev", "etcd-server", "etcd-client", "iputils-ping", "netbase"),
+        ),
+    ),
+}
 
 
 def layers(name: str, say: Callable[[str], None] | None = None) -> list[Path]:
@@ -90,6 +101,13 @@ def plain_tree(name: str, say: Callable[[str], None] | None = None) -> Path:
     recipe = PLAIN_RECIPES[name]
     told = say or (lambda line: print(line, file=sys.stderr, flush=True))
     return _made(name, asdict(recipe), lambda place: _bootstrap(recipe, place), told)
+
+
+def bootable_tree(name: str, say: Callable[[str], None] | None = None) -> Path:
+    """A tree of BOOTABLE_RECIPES; made if it is not there. Raises LabError as ``layers`` does."""
+    recipe = BOOTABLE_RECIPES[name]
+    told = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    return _made(f"{name}-bootable", asdict(recipe), lambda place: _bootstrap(recipe, place), told)
 
 
 def _made(name: str, key: object, make: Callable[[Path], None], say: Callable[[str], None]) -> Path:

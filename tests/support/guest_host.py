@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from hostd.manifest import Entry, decode_manifest
 from labkit import Lab, roots
@@ -24,7 +25,7 @@ from labkit.errors import CommandFailedError, LabError
 from labkit.network import BRIDGE, hardware_address, ip_batch
 from labkit.process import MARK, clean_environment
 from labkit.spec import REPOSITORY, HostSpec
-from labkit.trust import SSH_DIRECTORY, without_locked_root, write_trust
+from labkit.trust import OPERATOR_IDENTITY, SSH_DIRECTORY, without_locked_root, write_trust
 from labkit.waiting import wait_until
 from tests.support.guest import KERNEL, kernel_version, made_initramfs
 
@@ -62,7 +63,7 @@ cd /project
 PYTHONPATH=/project:/{library} python3 -m hostd.main -c /etc/cargo/hostd.cfg > /var/log/hostd.log 2>&1 &
 while :; do wait; sleep 1; done
 """
-_DUMP = """if 1:
+DUMP = """if 1:
     import sys
     from pathlib import Path
     from hostd.manifest import walk, write_manifest
@@ -77,19 +78,26 @@ class GuestHost:
     lab: Lab
     spec: HostSpec
     console: Path
+    control: str = ""
+    """Where on the first host the connection to it stays open between commands; empty: each has its own."""
+
+    dump: ClassVar[tuple[str, ...]] = ("env", f"PYTHONPATH=/project:/{roots.LIBRARY}", "python3", "-c", DUMP)
+    """What writes down a complete description of a tree: takes a file and the tree."""
 
     def run(self, argv: Sequence[str], *, check: bool = True, timeout_seconds: float = COMMAND_SECONDS) -> str:
         """What a command on it says, by ssh from the first host. Raises CommandFailedError when ``check``."""
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={SSH_DIRECTORY}/known_hosts"]
-        line = ["ssh", "-i", f"{SSH_DIRECTORY}/id_ed25519", "-o", "ConnectTimeout=60"]
+        if self.control:
+            options += ["ControlMaster=auto", f"ControlPath={self.control}", "ControlPersist=yes"]
+        line = ["ssh", "-i", OPERATOR_IDENTITY, "-o", "ConnectTimeout=60"]
         line += [word for option in options for word in ("-o", option)]
         line += [f"root@{self.spec.address}", shlex.join(argv)]
         done = self.lab.hosts[0].run(line, check=check, timeout_seconds=timeout_seconds)
         return str(done.stdout)
 
-    def shell(self, script: str, *, check: bool = True) -> str:
+    def shell(self, script: str, *, check: bool = True, timeout_seconds: float = COMMAND_SECONDS) -> str:
         """The same, of a shell."""
-        return self.run(["sh", "-ec", script], check=check)
+        return self.run(["sh", "-ec", script], check=check, timeout_seconds=timeout_seconds)
 
     def execute(self, container: str, script: str) -> str:
         """What a shell in a container on it says."""
@@ -109,8 +117,7 @@ class GuestHost:
     def describe(self, tree: str) -> list[Entry]:
         """A complete description of a tree there, digests of contents included."""
         file = f"/tmp/tree-{time.monotonic_ns()}"
-        path = f"/project:/{roots.LIBRARY}"
-        self.run(["env", f"PYTHONPATH={path}", "python3", "-c", _DUMP, file, tree])
+        self.run([*self.dump, file, tree])
         raw = base64.b64decode(self.run(["base64", file]))
         self.run(["rm", file])
         return list(decode_manifest(raw))
@@ -122,7 +129,7 @@ class GuestHost:
 
     def link(self, *, up: bool) -> None:
         """Plug or unplug its cable."""
-        ip_batch([f"link set {NAME} {'up' if up else 'down'}"], inside=self.lab._hub.pid)
+        ip_batch([f"link set {self.spec.name} {'up' if up else 'down'}"], inside=self.lab._hub.pid)
 
     def logs(self) -> str:
         """The ends of its console and daemons' logs, for a failing test."""
@@ -145,34 +152,53 @@ def booted_host(lab: Lab, directory: Path) -> Iterator[GuestHost]:
         MODULES,
         ["/bin/busybox umount /proc /dev", "exec /bin/busybox switch_root /root /sbin/lab-init"],
     )
-    hub = lab._hub.pid
-    assert hub is not None
-    ip_batch([f"tuntap add {NAME} mode tap", f"link set {NAME} master {BRIDGE}", f"link set {NAME} up"], inside=hub)
     console = directory / "console"
-    command = ["nsenter", "-t", str(hub), "-n", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"]
-    command += ["-smp", "2", "-m", str(MEMORY_MIB), "-nodefaults", "-no-reboot", "-display", "none"]
-    command += ["-kernel", str(KERNEL / f"boot/vmlinuz-{version}"), "-initrd", str(initramfs)]
-    command += ["-append", "console=ttyS0 panic=-1 quiet mitigations=off"]
-    command += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
-    command += ["-netdev", f"tap,id=n0,ifname={NAME},script=no,downscript=no"]
-    command += ["-device", f"virtio-net-pci,netdev=n0,mac={hardware_address(spec.address)}"]
-    command += ["-serial", f"file:{console}"]
-    environment = clean_environment() | {MARK: str(lab.root)}  # so that `lab down` finds it, too
-    process = subprocess.Popen(command, env=environment)
-    guest = GuestHost(lab, spec, console)
+    with plugged(lab, spec):
+        process = powered_on(lab, spec, disk, initramfs, console, MEMORY_MIB)
+        guest = GuestHost(lab, spec, console)
+        try:
+            wait_registered(guest, process)
+            yield guest
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def plugged(lab: Lab, spec: HostSpec) -> Iterator[None]:
+    """A cable from the lab's bridge, of the host's name, for as long as the block lasts."""
+    hub, name = lab._hub.pid, spec.name
+    assert hub is not None
+    ip_batch([f"tuntap add {name} mode tap", f"link set {name} master {BRIDGE}", f"link set {name} up"], inside=hub)
     try:
-        _wait_registered(lab, guest, process)
-        yield guest
+        yield
     finally:
-        process.kill()
-        process.wait()
-        ip_batch([f"link del {NAME}"], inside=hub)
+        ip_batch([f"link del {name}"], inside=hub)
 
 
-def _wait_registered(lab: Lab, guest: GuestHost, process: subprocess.Popen[bytes]) -> None:
+def powered_on(
+    lab: Lab, spec: HostSpec, disk: Path, initramfs: Path, console: Path, memory_mib: int, append: str = ""
+) -> subprocess.Popen[bytes]:
+    """QEMU with that disk on the plugged cable; it ends when the guest reboots or switches off."""
+    version = kernel_version()
+    command = ["nsenter", "-t", str(lab._hub.pid), "-n", "qemu-system-x86_64", "-accel", "tcg,thread=multi"]
+    command += ["-cpu", "max", "-smp", "2", "-m", str(memory_mib), "-nodefaults", "-no-reboot", "-display", "none"]
+    command += ["-kernel", str(KERNEL / f"boot/vmlinuz-{version}"), "-initrd", str(initramfs)]
+    command += ["-append", f"console=ttyS0 panic=-1 quiet mitigations=off {append}".rstrip()]
+    command += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
+    command += ["-netdev", f"tap,id=n0,ifname={spec.name},script=no,downscript=no"]
+    command += ["-device", f"virtio-net-pci,netdev=n0,mac={hardware_address(spec.address)}"]
+    command += ["-chardev", f"file,id=c0,path={console},append=on", "-serial", "chardev:c0"]
+    environment = clean_environment() | {MARK: str(lab.root)}  # so that `lab down` finds it, too
+    return subprocess.Popen(command, env=environment)
+
+
+def wait_registered(guest: GuestHost, process: subprocess.Popen[bytes]) -> None:
+    """Until its agent has. Fails with the guest's logs."""
+
     def registered() -> bool:
         assert process.poll() is None, f"QEMU has ended\n{guest.logs()}"
-        line = ["etcdctl", "--endpoints", lab.etcd.endpoints, "get", f"/cargo/hosts/{NAME}"]
+        line = ["etcdctl", "--endpoints", guest.lab.etcd.endpoints, "get", f"/cargo/hosts/{guest.spec.name}"]
         return bool(
             subprocess.run(
                 line, env={**clean_environment(), "ETCDCTL_API": "3"}, capture_output=True, check=False

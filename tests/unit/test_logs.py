@@ -1,7 +1,10 @@
 """Logs: JSON by default without a terminal, and never a local variable's value."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -48,3 +51,21 @@ def test_lines_are_json_with_host_and_process_when_there_is_no_terminal(capsys: 
 def test_the_level_is_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(level="warning", format="json")).info("quiet")
     assert not capsys.readouterr().err
+
+
+def test_in_the_journal_a_line_has_its_level_as_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sd-daemon(3) has it; only where standard error is the stream that systemd named, not what has replaced it."""
+    journal = tmp_path / "journal"
+    with journal.open("w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        facts = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{facts.st_dev}:{facts.st_ino}")
+        log = logs.configure(LogSettings())
+        log.info("quiet")
+        log.error("loud")
+        structlog.reset_defaults()
+        monkeypatch.setenv("JOURNAL_STREAM", f"{facts.st_dev}:{facts.st_ino + 1}")
+        logs.configure(LogSettings()).error("elsewhere")
+    lines = journal.read_text().splitlines()
+    assert [line.partition("{")[0] for line in lines] == ["<6>", "<3>", ""]
+    assert json.loads(lines[1].removeprefix("<3>"))["event"] == "loud"
