@@ -17,6 +17,7 @@ from events.records import decode_host
 from events.store import Store
 from hostd import host_facts
 from hostd.engine_calls import EngineInfo
+from hostd.fidelity import apparmor_problem
 from hostd.gate import RUNTIME
 from hostd.host_facts import HostFacts, Neighbour, Place, Tool
 from hostd.settings import HostSettings
@@ -146,6 +147,8 @@ def engine_findings(facts: HostFacts) -> list[Finding]:
     if "rootless" in engine.security:
         remedy = "use a Docker that runs as root; the data of a rootless one lies in namespaces of its user"
         found.append(problem("docker-rootless", "this Docker runs without root", remedy))
+    if words := apparmor_problem(engine.security, lambda _name: facts.apparmor_parser):
+        found.append(problem("docker-apparmor", words, "apt install apparmor"))
     if not engine.live_restore:
         found.append(
             advice(

@@ -88,6 +88,19 @@ class Target:
     """Those that are loaded; None when they cannot be read."""
 
 
+def apparmor_problem(security: Collection[str], has_program: Callable[[str], bool]) -> str:
+    """Why Docker here can start no container that it would confine by its default profile, in words; empty when it can.
+
+    A Debian without recommended packages is such a host: its kernel has AppArmor, and nothing there loads a profile.
+    """
+    if "apparmor" not in security or has_program("apparmor_parser"):
+        return ""
+    return (
+        "Docker confines containers by AppArmor here and cannot load their profile, so it starts none: "
+        "the command apparmor_parser is missing"
+    )
+
+
 def shortfalls(spec: ContainerSpec, target: Target) -> list[Shortfall]:
     """Everything of ``spec`` that ``target`` cannot keep; empty when nothing was found.
 

@@ -91,6 +91,7 @@ class HostFacts:
     identity_trouble: str = ""
     known_hosts_trouble: str = ""
     nfs_server: bool = False
+    apparmor_parser: bool = True
 
 
 def gather(settings: HostSettings) -> HostFacts:
@@ -113,6 +114,7 @@ def gather(settings: HostSettings) -> HostFacts:
         identity_trouble=_identity_trouble(settings.ssh_identity),
         known_hosts_trouble="" if settings.ssh_known_hosts.is_file() else f"there is no {settings.ssh_known_hosts}",
         nfs_server=shutil.which(NFS_SERVER) is not None,
+        apparmor_parser=shutil.which("apparmor_parser") is not None,
     )
 
 

@@ -16,7 +16,7 @@ from hostd.effects.describe_container import places_of
 from hostd.effects.fetch_spec import arriving_spec
 from hostd.effects.shared import bind_problems
 from hostd.engine import EngineInfo
-from hostd.fidelity import Target, refusals, shortfalls
+from hostd.fidelity import Target, apparmor_problem, refusals, shortfalls
 from hostd.inventory import port_problems
 from hostd.layer import ROOTFS
 from hostd.nfs_client import client_problem, try_export
@@ -57,6 +57,7 @@ class CheckTarget(Effect):
         reasons += port_problems(engine, prepared.ports)
         reasons += _volume_problems(context)
         reasons += _shared_problems(context, spec)
+        reasons += _apparmor_problems(context, spec, info)
         reasons += _space_problems(context, info)
         reasons += _mount_problems(context)
         reasons += _remote_problems(context)
@@ -90,6 +91,14 @@ def facts_of(info: EngineInfo) -> Target:
         has_program=lambda name: shutil.which(name, path=PROGRAMS) is not None,
         apparmor_profiles=_apparmor_profiles(),
     )
+
+
+def _apparmor_problems(context: Context, spec: ContainerSpec, info: EngineInfo) -> list[str]:
+    own = any(str(option).startswith("apparmor") for option in spec.host_config.get("SecurityOpt") or ())
+    if own or spec.host_config.get("Privileged"):
+        return []
+    problem = apparmor_problem(info.security, facts_of(info).has_program)
+    return [f"{context.host}: {problem}; install the package apparmor there"] if problem else []
 
 
 def _apparmor_profiles() -> set[str] | None:

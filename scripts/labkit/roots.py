@@ -72,7 +72,7 @@ BOOTABLE_RECIPES = {
         python="3.11",
         packages=(
             *PLAIN_RECIPES["debian12"].packages,
-            *("systemd-sysv", "dbus", "udev", "etcd-server", "etcd-client", "iputils-ping", "netbase"),
+            *("systemd-sysv", "dbus", "udev", "apparmor", "etcd-server", "etcd-client", "iputils-ping", "netbase"),
         ),
     ),
 }

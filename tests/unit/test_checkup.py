@@ -87,6 +87,7 @@ def test_a_host_that_has_everything_has_nothing_to_be_said_against_it(settings: 
         (changed(engine=engine(engine_version="19.03.1")), "docker", "problem"),
         (changed(engine=engine(storage_driver="vfs")), "docker-storage", "advice"),
         (changed(engine=engine(security=("rootless",))), "docker-rootless", "problem"),
+        (changed(engine=engine(security=("apparmor",)), apparmor_parser=False), "docker-apparmor", "problem"),
         (changed(engine=engine(live_restore=False)), "docker-live-restore", "advice"),
         (changed(engine=engine(runtimes=("runc",))), "docker-runtime", "advice"),
         (changed(sees_same_mounts=False), "mount-namespace", "problem"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hostd.fidelity import Target, dropped, known_name, refusals, shortfalls, stripped
+from hostd.fidelity import Target, apparmor_problem, dropped, known_name, refusals, shortfalls, stripped
 from hostd.spec import ContainerSpec, decode_spec, encode_spec, from_inspect, to_create_body
 from tests.support.inspected import container, image
 
@@ -186,3 +186,10 @@ def test_a_container_of_a_real_engine_makes_a_request_with_all_its_options(versi
     assert request["MacAddress"] == sample["mac_address"]
     # The volume that had no name is asked for by the one that Docker gave it.
     assert [lost.name for lost in dropped(body, raw)] == ["option:HostConfig.Binds"]
+
+
+def test_a_docker_that_cannot_load_its_apparmor_profile_is_foreseen() -> None:
+    """P17: such a host starts no container, which would be found out with the source stopped."""
+    assert "apparmor_parser is missing" in apparmor_problem(["apparmor", "seccomp"], nothing_there)
+    assert apparmor_problem(["apparmor"], lambda _name: True) == ""
+    assert apparmor_problem(["seccomp"], nothing_there) == ""
