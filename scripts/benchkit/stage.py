@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from benchkit.services import REDIS, Service
 from coordinator.narrate import size
 from events.connecting import connect
 from events.schema import TERMINAL_PHASES, Event
@@ -31,7 +32,7 @@ from labkit.trust import OPERATOR_IDENTITY
 from labkit.waiting import wait_until
 from labkit.witness import wait_until_answering
 
-PORT = 6379
+PORT = REDIS.port
 CONTAINER = "bench"
 VOLUME = "benchdata"
 VOLUMES = "/var/lib/docker/volumes"
@@ -61,12 +62,11 @@ class Load:
 class Stage:
     """The lab, the bus, and the container."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, names: tuple[str, str] = ("alpha", "beta")) -> None:
         self.lab = lab
         self.store = connect(EtcdSettings(endpoints=tuple(lab.etcd.endpoints.split(","))))
-        self.alpha, self.beta = lab.host("alpha"), lab.host("beta")
-        self.hosts = [self.alpha, self.beta]
-        self.home = self.alpha
+        self.hosts = [lab.host(name) for name in names]
+        self.home = self.hosts[0]
         self._images: dict[str, str] = {}
         self._number = 0
         self._records = 0
@@ -78,7 +78,7 @@ class Stage:
     @property
     def away(self) -> Host:
         """Where the container goes next."""
-        return self.beta if self.home is self.alpha else self.alpha
+        return self.hosts[1] if self.home is self.hosts[0] else self.hosts[0]
 
     @property
     def addresses(self) -> list[str]:
@@ -104,11 +104,11 @@ class Stage:
         host.docker_client().volumes.create(VOLUME)
         write_load(host.path(TREE) / "load", load)
 
-    def run_service(self) -> None:
-        """Start the Redis of the benchmark, on its volume; it fsyncs every write."""
-        self._create(self.home, "redis").start()
-        wait_until_answering(self.home.spec.address, PORT)
-        self._wait_listed()
+    def run_service(self, service: Service = REDIS) -> None:
+        """Start one of the benchmark's services, on its volume; it fsyncs every write."""
+        self.create(self.home, service).start()
+        service.wait_until_answering(self.home.spec.address)
+        self.wait_listed()
 
     def run_idle(self, *, ticking: bool = False) -> None:
         """Start a container that only holds the volume."""
@@ -120,18 +120,21 @@ class Stage:
             detach=True,
             volumes={VOLUME: {"bind": "/data"}},
         )
-        self._wait_listed()
+        self.wait_listed()
 
-    def _create(self, host: Host, image: str) -> Any:
-        return host.docker_client().containers.create(
-            self.image(image) if image in ("redis", "busybox") else image,
-            name=CONTAINER,
-            ports={f"{PORT}/tcp": PORT},
-            volumes={VOLUME: {"bind": "/data"}},
-            restart_policy={"Name": "always"},
-        )
+    def create(self, host: Host, service: Service = REDIS, **options: Any) -> Any:
+        """The service's container, not started. ``options`` are the docker SDK's, in the place of the usual ones."""
+        usual = {
+            "image": options.pop("image", None) or self.image(service.image),
+            "name": CONTAINER,
+            "ports": {f"{service.port}/tcp": service.port},
+            "volumes": {VOLUME: {"bind": "/data"}},
+            "restart_policy": {"Name": "always"},
+        }
+        return host.docker_client().containers.create(**{**usual, **service.options, **options})
 
-    def _wait_listed(self) -> None:
+    def wait_listed(self) -> None:
+        """Until Cargo knows that the container runs here."""
         key = self.store.keys.inventory_item(self.home.spec.name, CONTAINER)
 
         def listed() -> bool:
@@ -141,7 +144,7 @@ class Stage:
         wait_until(listed, f"{self.home.spec.name} does not list the container", 30)
 
     def clear(self) -> None:
-        """Remove whatever a case left, and begin on alpha again."""
+        """Remove whatever a case left, and begin on the first host again."""
         for host in self.hosts:
             for container in host.docker_client().containers.list(all=True):
                 container.remove(force=True)
@@ -151,13 +154,13 @@ class Stage:
         for host in self.hosts:
             for volume in host.docker_client().volumes.list():
                 volume.remove(force=True)
-        self.home = self.alpha
+        self.home = self.hosts[0]
 
     # --- Cargo ---------------------------------------------------------------------------------
 
     def ask(self, **request: Any) -> str:
         """Put a request to move the container; returns the migration's name."""
-        self._wait_listed()
+        self.wait_listed()
         self._number += 1
         name = f"bench-{self._number}"
         body = {
@@ -250,14 +253,14 @@ class Stage:
         The container on the other host has been created before, as a careful person would.
         """
         self.away.docker_client().volumes.create(VOLUME)
-        self._create(self.away, "redis")
+        self.create(self.away)
         began = time.monotonic()
         if first_copy:
             self.rsync(TREE)
         self.home.run(["docker", "stop", CONTAINER])
         self.rsync(TREE)
         self.away.run(["docker", "start", CONTAINER])
-        return self._handed_over(began)
+        return self.handed_over(began)
 
     def commit_save_load(self) -> float:
         """``docker commit``, ``save``, ``load``, and the volume by tar: all while stopped. Returns seconds in all."""
@@ -268,23 +271,24 @@ class Stage:
         began = time.monotonic()
         self.home.run(["docker", "stop", CONTAINER])
         self.home.run(["docker", "commit", CONTAINER, moved])
-        _piped(away, [*ssh, peer, "docker", "save", moved], ["docker", "load", "-q"])
-        _piped(away, [*ssh, peer, "tar", "-C", TREE, "-cf", "-", "."], ["tar", "-C", TREE, "-xpf", "-"])
-        self._create(away, moved).start()
-        took = self._handed_over(began)
+        piped(away, [*ssh, peer, "docker", "save", moved], ["docker", "load", "-q"])
+        piped(away, [*ssh, peer, "tar", "-C", TREE, "-cf", "-", "."], ["tar", "-C", TREE, "-xpf", "-"])
+        self.create(away, image=moved).start()
+        took = self.handed_over(began)
         for host in self.hosts:
             with contextlib.suppress(Exception):
                 host.docker_client().images.remove(moved, force=True)
         return took
 
-    def _handed_over(self, began: float) -> float:
+    def handed_over(self, began: float) -> float:
+        """The service answers on the other host: remove it here. Returns seconds since ``began`` until it did."""
         wait_until_answering(self.away.spec.address, PORT)
         took = time.monotonic() - began
         docker = self.home.docker_client()
         docker.containers.get(CONTAINER).remove(force=True)
         docker.volumes.get(VOLUME).remove(force=True)
         self.arrived()
-        self._wait_listed()
+        self.wait_listed()
         return took
 
     # --- the link ------------------------------------------------------------------------------
@@ -323,7 +327,7 @@ class Stage:
         return sorted(found, key=lambda entry: str(entry["timestamp"]))
 
 
-def _piped(host: Host, first: list[str], second: list[str]) -> None:
+def piped(host: Host, first: list[str], second: list[str]) -> None:
     """``first | second`` on the host."""
     left = host.popen(first, stdout=subprocess.PIPE)
     right = host.popen(second, stdin=left.stdout, stdout=subprocess.DEVNULL)
