@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchkit import budgets
 from benchkit.case import Case, Result
 from benchkit.figures import Table
 
@@ -104,7 +105,8 @@ def markdown(table: Table) -> str:
 def page(cases: list[Case], figures: dict[str, Any]) -> str:
     """docs/benchmarks.md."""
     full, quick = (round(sum(getattr(case, name) for case in cases) / 60) for name in ("full_seconds", "quick_seconds"))
-    parts = [HEAD.format(full=full, quick=quick)]
+    parts = [HEAD.format(full=full, quick=quick), f"## Budgets\n\n{budgets.ABOUT}\n"]
+    parts.append(markdown(budgets.table(figures)) + "\n")
     for case in cases:
         parts.append(f"## {case.title}\n\n{case.about}\n")
         kept = figures.get(case.name)

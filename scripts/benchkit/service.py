@@ -227,5 +227,5 @@ CASE = Case(
     tables=tables,
     plots=plots,
     quick_seconds=45,
-    full_seconds=90,
+    full_seconds=100,
 )

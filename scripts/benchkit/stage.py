@@ -11,6 +11,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from labkit.errors import LabError
 from labkit.host import Host
 from labkit.images import share
 from labkit.lab import Lab
-from labkit.network import command
+from labkit.network import BRIDGE, command
 from labkit.trust import OPERATOR_IDENTITY
 from labkit.waiting import wait_until
 from labkit.witness import wait_until_answering
@@ -44,6 +45,7 @@ TICKING_COMMAND = ["sh", "-c", "trap 'exit 0' TERM; while :; do date > /data/tic
 END_SECONDS = 900.0
 FOLD_SECONDS = 180.0
 DIRECTORIES = 100
+FORWARDER = Path(__file__).with_name("distance.py")
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,33 @@ class Stage:
             for name in names:
                 with contextlib.suppress(LabError):
                     command([*inside, "del", "dev", name, "root"])
+
+    @contextlib.contextmanager
+    def distant(self, milliseconds: float) -> Iterator[None]:
+        """The first host is so far away from everything else, there and back, while this lasts. Raises LabError."""
+        inside = ["nsenter", "-t", str(self.lab._hub.pid), "-n"]
+        ip = [*inside, "ip", "link"]
+        port, near, far = self.hosts[0].spec.name, "near0", "far0"
+        forward = [*inside, sys.executable, "-I", str(FORWARDER), port, near, str(milliseconds / 2)]
+        carrier: subprocess.Popen[bytes] | None = None
+        try:
+            command([*ip, "add", near, "type", "veth", "peer", "name", far])
+            for end in (near, far):
+                command([*ip, "set", end, "up"])
+            carrier = subprocess.Popen(forward, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            assert carrier.stdout is not None
+            if carrier.stdout.readline().strip() != b"ready":
+                raise LabError("the process that is to make distance did not start")
+            command([*ip, "set", port, "nomaster"])
+            command([*ip, "set", far, "master", BRIDGE])
+            yield
+        finally:
+            if carrier is not None:
+                carrier.kill()
+                carrier.wait()
+            for line in (["del", near], ["set", port, "master", BRIDGE]):
+                with contextlib.suppress(LabError):
+                    command([*ip, *line])
 
     def sent_bytes(self, host: Host) -> int:
         """What the host has sent on its cable so far."""
