@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from benchkit.case import Case, Result, Setting
 from benchkit.checkpoint import CheckpointStage, reason
 from benchkit.figures import NOTHING, Table, milliseconds, ratio, seconds
 from benchkit.outage import gap_of, migrated, watched
+from benchkit.plots import bars
 from benchkit.stage import Load, Stage
 from labkit.errors import LabError
 
@@ -190,6 +192,27 @@ def _table(kept: Result, result: Result) -> Table:
     return Table(kept["label"], headings, rows)
 
 
+def plots(result: Result) -> dict[str, str]:
+    """The client's outage by data set and way; of a way with two outages, both together."""
+    loads = [kept for kept in result["loads"] if kept["ways"]]
+
+    def middle(kept: Result, way: str) -> float | None:
+        found = [each for client in kept["ways"].get(way, {}).values() for each in _away(client)]
+        return statistics.median(found) * 1000 if found else None
+
+    series: dict[str, list[float | None]] = {
+        "docker restart": [statistics.median(kept["restart_seconds"]) * 1000 for kept in loads]
+    }
+    series |= {words.partition(":")[0]: [middle(kept, way) for kept in loads] for way, words in WAYS.items()}
+    title = "Time without an answer, by way (ms, logarithmic)"
+    return {"peers.svg": bars(title, [kept["label"] for kept in loads], series, logarithmic=True)}
+
+
+def _away(client: Result) -> list[float]:
+    again = client.get("second_outage_seconds") or [0.0] * len(client["outage_seconds"])
+    return [first + second for first, second in zip(client["outage_seconds"], again, strict=True)]
+
+
 CASE = Case(
     name="peers",
     title="Against what people do today",
@@ -204,6 +227,7 @@ CASE = Case(
     ),
     run=run,
     tables=tables,
+    plots=plots,
     quick_seconds=75,
     full_seconds=270,
 )

@@ -99,6 +99,7 @@ def test_a_way_that_cannot_be_tried_here_says_why_in_its_row() -> None:
     assert rows[peers.WAYS["commit"]][0] == "not measured"
     assert rows["Cargo"] == ["500", "-", "0.50", "-", "4.0", "0"]
     assert rows[peers.WAYS["original"]][3] == "1500"
+    assert "3500" in peers.plots({"loads": [kept]})["peers.svg"]
 
 
 def test_a_distance_that_cannot_be_made_says_why_in_its_row() -> None:
