@@ -29,7 +29,7 @@ To measure it again (root, Debian 12, two cores, 35 GB of disk), on a machine th
 
     sudo scripts/bench --write                  everything, about {full} minutes
     sudo scripts/bench --quick                  small data sets, about {quick} minutes, prints only
-    sudo scripts/bench --only outage --write    one case; the others stay as they were recorded
+    sudo scripts/bench --only outage --write    one case, or several: --only outage --only bus; the others stay as they were recorded
     scripts/bench --list                        the cases, and how long each takes
 """
 

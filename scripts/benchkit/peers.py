@@ -223,7 +223,8 @@ CASE = Case(
         "merges it with what has arrived (mergerfs), puts an overlay over both, starts on that at once and fetches every file by an rsync of its own; then it "
         "stops the container again, to go over to a plain volume (its flaws, such as copying before the stop and never again, are left "
         "out: only its way is compared). *Checkpoint* moves the running process with its memory, so it loads nothing anew; it needs a newer Docker and CRIU and "
-        "therefore other hosts, with a `docker restart` of their own to compare with; open connections are closed."
+        "therefore other hosts (of Debian 13, with the CRIU of Debian's unstable suite, fetched once), with a `docker restart` of their own to compare "
+        "with; open connections are closed."
     ),
     run=run,
     tables=tables,
