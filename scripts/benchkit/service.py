@@ -12,12 +12,14 @@ from benchkit.case import Case, Result, Setting
 from benchkit.figures import NOTHING, Table, count, percentile
 from benchkit.plots import Point, lines
 from benchkit.services import KEYS, POSTGRESQL, REDIS, Service, Session
-from benchkit.stage import Load, moment
+from benchkit.stage import Load, Stage, moment
+from labkit.waiting import wait_until
 
 SERVICES = (REDIS, POSTGRESQL)
 WRITE_SHARE = 0.2
 WINDOW_SECONDS = 0.25
 PERCENTS = (50, 95, 99)
+SETTLE_ANSWERS, SETTLE_SECONDS = 30, 60.0
 
 
 @dataclass
@@ -41,6 +43,11 @@ class Client:
         """End."""
         self._stop.set()
         self._thread.join(10)
+
+    def wait_for_more(self) -> None:
+        """Until it has had some further answers. Raises LabError."""
+        wanted = len(self.answers) + SETTLE_ANSWERS
+        wait_until(lambda: len(self.answers) >= wanted, f"{self.service.name} does not answer", SETTLE_SECONDS)
 
     def _run(self) -> None:
         dice = random.Random(1)
@@ -80,6 +87,7 @@ def measure(setting: Setting, service: Service) -> Result:
         stage.run_service(service)  # before the load: a database is laid out in an empty directory only
         stage.fill(load)
         service.prepare(stage.home.spec.address, service.port)
+        restart = restarted(stage, service)
         client = Client(service, stage.addresses)
         client.start()
         try:
@@ -107,10 +115,29 @@ def measure(setting: Setting, service: Service) -> Result:
     return {
         "service": service.name,
         "label": load.label,
+        "restart_seconds": restart,
         "marks": marks,
         "windows": windows(answers),
         "phases": found,
     }
+
+
+def restarted(stage: Stage, service: Service) -> float:
+    """How long the same client is without an answer when the container is only restarted where it is, in seconds."""
+    client = Client(service, [stage.home.spec.address])
+    client.start()
+    try:
+        client.wait_for_more()
+        stage.restart()
+        client.wait_for_more()
+    finally:
+        client.stop()
+    return longest_gap([at for at, _ in client.answers])
+
+
+def longest_gap(times: list[float]) -> float:
+    """The longest time between two of them, in seconds."""
+    return max(second - first for first, second in itertools.pairwise(times))
 
 
 def windows(answers: list[tuple[float, float]]) -> dict[str, list[float]]:
@@ -149,8 +176,8 @@ def phases(answers: list[tuple[float, float]], marks: dict[str, float]) -> list[
                 else {},
             }
         )
-    gaps = [second[0] - first[0] for first, second in itertools.pairwise(answers)]
-    made.insert(2, {"phase": "cut over", "seconds": max(gaps), "requests_per_second": 0.0, "latency_seconds": {}})
+    away = longest_gap([at for at, _ in answers])
+    made.insert(2, {"phase": "cut over", "seconds": away, "requests_per_second": 0.0, "latency_seconds": {}})
     return made
 
 
@@ -167,14 +194,17 @@ def _table(found: Result) -> Table:
         rows.append(
             [
                 phase["phase"],
-                f"{phase['seconds']:.1f}",
+                f"{phase['seconds']:.2f}",
                 count(phase["requests_per_second"]),
                 f"{phase['requests_per_second'] / calm:.2f}",
                 *(f"{latency[str(percent)] * 1000:.2f}" if latency else NOTHING for percent in PERCENTS),
             ]
         )
     headings = ("phase", "s", "requests/s", "to before", *(f"p{percent}, ms" for percent in PERCENTS))
-    note = "*Cut over* is the longest time without an answer."
+    note = (
+        "*Cut over* is the longest time without an answer, the service's own start included; with a `docker restart` of the same "
+        f"container just before it was {found['restart_seconds']:.2f} s."
+    )
     return Table(f"{found['service']} with {found['label']} beside it", headings, rows, [note])
 
 

@@ -117,6 +117,7 @@ def test_each_service_has_a_table_and_two_plots() -> None:
             {
                 "service": name,
                 "label": "x",
+                "restart_seconds": 0.4,
                 "marks": marks,
                 "windows": service.windows(answers),
                 "phases": service.phases(answers, marks),
