@@ -24,7 +24,7 @@ FULL = (
     (Load(10**6, 10), 8, 3),
     (Load(10**9, 10), 4, 2),
     (Load(10**10, 10), 2, 1),
-    (Load(4 * 10**7, 10_000), 4, 2),
+    (Load(4 * 10**6, 1000), 4, 2),
     (Load(4 * 10**8, 100_000), 2, 1),
 )
 """Data set; migrations of it, which go round ``KINDS``; turns of stop-rsync-start."""
@@ -308,5 +308,5 @@ CASE = Case(
     tables=tables,
     plots=plots,
     quick_seconds=90,
-    full_seconds=660,
+    full_seconds=720,
 )
