@@ -64,6 +64,11 @@ def progress(fields: Mapping[str, object]) -> str:
     return ", ".join(filter(None, told))
 
 
+def _ended(data: schema.SourceStopped | schema.SourceDigested) -> str:
+    how = "had to be killed" if data.unclean else "stopped"
+    return how if data.exit_code is None else f"{how}, exit code {data.exit_code}"
+
+
 def _dirty(manifests: tuple[schema.DirtyManifest, ...]) -> str:
     files = sum(manifest.stale_files for manifest in manifests)
     return f"{files} files, {size(sum(manifest.stale_bytes for manifest in manifests))} changed"
@@ -108,8 +113,7 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
         case schema.SyncFinished():
             return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
         case schema.SourceStopped():
-            how = "had to be killed" if data.unclean else "stopped"
-            return f"{how}, exit code {data.exit_code}; {_dirty(data.dirty)} since the last round"
+            return f"{_ended(data)}; {_dirty(data.dirty)} since the last round"
         case schema.TargetClaimed():
             return "point of no return" + (f"; {data.remainder_why}" if data.remainder_why else "")
         case schema.TargetStarted():
@@ -120,7 +124,8 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
         case schema.FillFinished():
             return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
         case schema.SourceDigested():
-            return f"{sum(tree.files for tree in data.trees)} files described by digest"
+            described = f"{sum(tree.files for tree in data.trees)} files described by digest"
+            return described if data.exit_code is None else f"{described}; the container {_ended(data)}"
         case schema.Verified():
             return (
                 f"{data.files} files, {size(data.size_bytes)} equal; "

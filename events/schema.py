@@ -287,10 +287,11 @@ class SourceStopped(Data, frozen=True, kw_only=True):
     From here to ``source_released`` the source's data is frozen.
     """
 
-    exit_code: int
-    unclean: bool
+    exit_code: int | None = None
+    """None: its processes had ended, and Docker had not said how yet; ``source_digested`` says it."""
+    unclean: bool = False
     """The container had to be killed after its grace."""
-    stopped_at: str
+    stopped_at: str = ""
     dirty: tuple[DirtyManifest, ...]
 
 
@@ -338,6 +339,10 @@ class SourceDigested(Data, frozen=True, kw_only=True):
     """s: the manifests, with digests, of the frozen source are ready to be compared against."""
 
     trees: tuple[TreeDigest, ...]
+    exit_code: int | None = None
+    """Of the container's stop, where ``source_stopped`` could not tell it; None if nobody knows."""
+    unclean: bool = False
+    stopped_at: str = ""
 
 
 class Verified(Data, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ looked up, a container is only ever killed by its own stop's grace, and how it e
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import msgspec
 from events.errors import PermanentError, RefusedError, TransientError
 from events.schema import PortBinding
 from hostd.docker_json import ContainerView, RowView, view
+from hostd.ending import Ending, watch_container
 from hostd.engine_calls import ContainerSummary, MissingError, NameTakenError, StopResult
 from hostd.engine_images import ImageCalls
 from hostd.image_identity import is_same
@@ -39,7 +41,12 @@ class ContainerCalls(ImageCalls):
     """Containers of one engine."""
 
     def inspect(self, name_or_id: str) -> dict[str, Any] | None:
-        """Docker's description, or None. A text that is merely the beginning of an id finds nothing."""
+        """Docker's description, or None. A text that is merely the beginning of an id finds nothing.
+
+        Of a container whose end Docker has still to take note of (``stop_early``), after it has.
+        """
+        if (ending := self.ending.get(name_or_id)) is not None:
+            ending.settle()
         with contextlib.suppress(MissingError):
             raw = self._json("GET", "/containers/{0}/json", name_or_id, what=f"looking at the container {name_or_id!r}")
             if name_or_id in (raw.get("Id"), str(raw.get("Name", "")).removeprefix("/")):
@@ -254,6 +261,24 @@ class ContainerCalls(ImageCalls):
                 words = f"the container {container_id[:12]} still runs after it was told to stop"
                 raise TransientError(f"{words}; it is told again") from lost
         return _stop_result(container)
+
+    def stop_early(self, container_id: str, timeout_seconds: int | None = None) -> StopResult | None:
+        """Like ``stop``, but back as soon as none of the container's processes is left: None, if Docker has not said so yet.
+
+        Whoever looks at the container afterwards waits for Docker, and ``stop``, repeated, tells how it ended.
+        """
+        container = self._must(container_id)
+        process = None
+        # Without a pid namespace of its own, its first process does not end last.
+        if container.state.running and container.state.pid and not container.host_config.pid_mode:
+            process = watch_container(container.id, container.state.pid)
+        if process is None:
+            return self.stop(container_id, timeout_seconds)
+        ending = self.ending[container_id] = Ending(lambda: self.stop(container_id, timeout_seconds))
+        try:
+            return None if ending.first(process) else ending.result()
+        finally:
+            os.close(process)
 
     def wait_exit(self, container_id: str, timeout_seconds: float) -> StopResult | None:
         """Wait until the container does not run; None when it still does after ``timeout_seconds``."""

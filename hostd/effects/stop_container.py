@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from events.errors import PermanentError
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome, stop_intended
 from hostd.effects.shared import flush_shared, require_shares
+from hostd.engine import StopResult
 from hostd.openfiles import writable_files
 
 
 class StopContainer(Effect):
-    """Looks at what the container holds open, then stops it. That it is us, ``disarm_restart`` has noted.
+    """Done when the container's processes are gone: Docker takes note of that while the changes are already listed.
+
+    Looks first at what the container holds open. That it is us, ``disarm_restart`` has noted.
 
     The open files are kept beside the trackers, because after the stop nobody can ask the processes any
     more which files they had mapped.
@@ -27,14 +30,10 @@ class StopContainer(Effect):
         if context.migration not in context.bench.open_files:
             pid = engine.pid(prepared.container_id)
             context.bench.open_files[context.migration] = writable_files(pid) if pid else {}
-        result = engine.stop(prepared.container_id, context.view.requested.request.stop_timeout_seconds)
         _check_disarmed(context)
+        result = engine.stop_early(prepared.container_id, context.view.requested.request.stop_timeout_seconds)
         flush_shared(context)
-        return {
-            "exit_code": result.exit_code,
-            "unclean": result.unclean,
-            "stopped_at": result.finished_at,
-        }
+        return how_it_ended(result)
 
     def undo(self, context: Context) -> Outcome:
         """Start the container again, if it was stopped for this migration."""
@@ -53,6 +52,13 @@ class StopContainer(Effect):
         require_shares(context)
         engine.start(prepared.container_id)
         return {"running": True}
+
+
+def how_it_ended(result: StopResult | None) -> dict[str, Any]:
+    """The fields of an event that tell of the stop; none while Docker does not know."""
+    if result is None:
+        return {}
+    return {"exit_code": result.exit_code, "unclean": result.unclean, "stopped_at": result.finished_at}
 
 
 def _check_disarmed(context: Context) -> None:
