@@ -1,7 +1,9 @@
 """The end of a container, seen in the kernel: its processes are gone some 100 ms before Docker has cleaned up and says so.
 
-The first process of a pid namespace ends last: the kernel kills and waits for all others before anybody can see its end
-(pid_namespaces(7)). What is left then is Docker's own bookkeeping, networks and mounts, which changes no data.
+The first process of a pid namespace ends last: the kernel kills and waits for all others, whose files are closed by then, before
+anybody can see its end (pid_namespaces(7)). What is left is Docker's own bookkeeping, networks and mounts, which changes no data.
+
+It must never take a process for a container's first that is not, nor let anybody see a container run whose processes have ended.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from events.errors import TransientError
+
 if TYPE_CHECKING:
     from hostd.engine_calls import StopResult
 
-CGROUPS = "/proc/{pid}/cgroup"
-"""Docker calls a container's control groups by its id, whatever it makes them with."""
+PROC = Path("/proc")
 
 
 class Ending:
@@ -53,10 +56,19 @@ class Ending:
         assert self._result is not None
         return self._result
 
-    def settle(self) -> None:
-        """Return once Docker has answered; at once in the thread that asks it."""
-        if threading.current_thread() is not self._thread:
-            self._answered.wait()
+    def settle(self, timeout_seconds: float) -> bool:
+        """Wait for Docker's answer, but not in the thread that asks for it. Returns whether it is there.
+
+        Raises TransientError when it takes longer: nobody may think that the container runs, nor start it yet.
+        """
+        if threading.current_thread() is self._thread:
+            return False
+        if not self._answered.wait(timeout_seconds):
+            raise TransientError(
+                "Docker has not taken note of the container's end yet: none of its processes is left, its data is "
+                "complete, and it is looked at again"
+            )
+        return True
 
     def _run(self) -> None:
         try:
@@ -68,20 +80,34 @@ class Ending:
 
 
 def watch_container(container_id: str, pid: int) -> int | None:
-    """A descriptor (pidfd) that becomes readable at the end of the container's first process.
+    """A descriptor (pidfd) that becomes readable when none of the container's processes is left.
 
-    None when ``pid`` is not a process of that container, or not in this process's view: it has ended and its number was
-    given away, or Docker counts processes in another namespace than this one.
+    None when ``pid`` is not the first process of a pid namespace of that container's own, as this process sees it: its number
+    was given away, the container shares another's namespace, or Docker counts processes in another one than this agent.
     """
     try:
         process = os.pidfd_open(pid)
     except OSError:
         return None
     try:
-        # Asked after the descriptor was opened, so that both mean the same process.
-        if container_id in Path(CGROUPS.format(pid=pid)).read_text():
+        # Asked after the descriptor was opened, so that all of it means the same process.
+        if _is_first(pid) and _is_of(container_id, pid):
             return process
     except OSError:
         pass
     os.close(process)
     return None
+
+
+def _is_first(pid: int) -> bool:
+    """Whether it is number 1 of a pid namespace beneath this process's own."""
+    for line in (PROC / str(pid) / "status").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name == "NSpid":
+            return len(numbers.split()) > 1 and numbers.split()[-1] == "1"
+    return False
+
+
+def _is_of(container_id: str, pid: int) -> bool:
+    """Docker calls a container's control groups by its id, whatever it makes them with."""
+    return container_id in (PROC / str(pid) / "cgroup").read_text()

@@ -48,5 +48,5 @@ class DigestTrees(Effect):
         if stopped is None or stopped.exit_code is not None:
             return {}
         with contextlib.suppress(MissingError):  # somebody has removed the source's container
-            return how_it_ended(context.bench.engine.wait_exit(context.view.source_prepared.container_id, 0))
+            return how_it_ended(context.bench.engine.wait_exit(context.view.source_prepared.container_id, 1.0))
         return {}
