@@ -102,7 +102,7 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
             return f"{data.layers} layers, {size(data.archive.size_bytes)}"
         case schema.TargetPrepared():
             return f"container {data.container_id[:12]} created, not started" + _notes(data)
-        case schema.SyncOrdered() | schema.CutoverOrdered():
+        case schema.SyncOrdered() | schema.BraceOrdered() | schema.CutoverOrdered():
             return data.why
         case schema.SyncArmed():
             return (
@@ -112,6 +112,8 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
             )
         case schema.SyncFinished():
             return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
+        case schema.TargetBraced():
+            return "the container waits at its gate" if data.start == "warm" else f"it will start cold: {data.why_cold}"
         case schema.SourceStopped():
             return f"{_ended(data)}; {_dirty(data.dirty)} since the last round"
         case schema.TargetClaimed():

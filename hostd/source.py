@@ -84,6 +84,8 @@ TABLE = Table(
         "rejected",
         "target_prepared",
         "sync_finished",
+        "brace_ordered",
+        "target_braced",
         "health_reported",
         "fill_finished",
         "verified",
