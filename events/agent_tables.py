@@ -89,6 +89,7 @@ SOURCE = AgentMachine(
         "preparing": AgentStep("prepare", ("describe_container", "track_changes", "measure_mounts", "export_trees"), reports=True, undo=False),
         "packing": AgentStep("pack", ("pack_image",), reports=True, undo=False),
         "arming": AgentStep("arm", ("arm_tracking", "export_trees"), reports=True, undo=False),
+        "armed": AgentStep("serve", ("export_trees",), reports=False, undo=False),
         "stopping": AgentStep("stop", ("vouch_for_tracking", "disarm_restart", "stop_container", "publish_dirty"), reports=True, undo=False),
         "frozen": AgentStep("guard", ("guard_source", "export_trees"), reports=False, undo=False),
         "yielded": AgentStep("guard", ("guard_source", "export_trees"), reports=False, undo=False),
