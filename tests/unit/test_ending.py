@@ -180,10 +180,10 @@ def test_when_the_end_is_seen_all_processes_have_gone_and_every_file_was_closed(
             assert process is not None
             os.kill(first, signal.SIGKILL)
             select.select([process], [], [])
-            left = [pid for pid in inside if _namespace(pid) == namespace]
+            left = [pid for pid in inside if pid != first and _namespace(pid) == namespace]
             closed = {event.name for event in heard.read(timeout=0)}
             os.close(process)
-            assert len(inside) > 5
+            assert len(inside) > 5, "the first one itself may wait to be collected"
             assert left == []
             assert closed == {"1", "2", "3", "4", "5"}
         finally:
