@@ -64,6 +64,11 @@ def progress(fields: Mapping[str, object]) -> str:
     return ", ".join(filter(None, told))
 
 
+def _ended(data: schema.SourceStopped | schema.SourceDigested) -> str:
+    how = "had to be killed" if data.unclean else "stopped"
+    return how if data.exit_code is None else f"{how}, exit code {data.exit_code}"
+
+
 def _dirty(manifests: tuple[schema.DirtyManifest, ...]) -> str:
     files = sum(manifest.stale_files for manifest in manifests)
     return f"{files} files, {size(sum(manifest.stale_bytes for manifest in manifests))} changed"
@@ -97,7 +102,7 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
             return f"{data.layers} layers, {size(data.archive.size_bytes)}"
         case schema.TargetPrepared():
             return f"container {data.container_id[:12]} created, not started" + _notes(data)
-        case schema.SyncOrdered() | schema.CutoverOrdered():
+        case schema.SyncOrdered() | schema.BraceOrdered() | schema.CutoverOrdered():
             return data.why
         case schema.SyncArmed():
             return (
@@ -107,9 +112,10 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
             )
         case schema.SyncFinished():
             return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
+        case schema.TargetBraced():
+            return "the container waits at its gate" if data.start == "warm" else f"it will start cold: {data.why_cold}"
         case schema.SourceStopped():
-            how = "had to be killed" if data.unclean else "stopped"
-            return f"{how}, exit code {data.exit_code}; {_dirty(data.dirty)} since the last round"
+            return f"{_ended(data)}; {_dirty(data.dirty)} since the last round"
         case schema.TargetClaimed():
             return "point of no return" + (f"; {data.remainder_why}" if data.remainder_why else "")
         case schema.TargetStarted():
@@ -120,7 +126,8 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
         case schema.FillFinished():
             return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
         case schema.SourceDigested():
-            return f"{sum(tree.files for tree in data.trees)} files described by digest"
+            described = f"{sum(tree.files for tree in data.trees)} files described by digest"
+            return described if data.exit_code is None else f"{described}; the container {_ended(data)}"
         case schema.Verified():
             return (
                 f"{data.files} files, {size(data.size_bytes)} equal; "

@@ -20,6 +20,7 @@ from events.errors import IllegalEventError
 from events.machine import Table
 from events.schema import (
     AbortOrdered,
+    BraceOrdered,
     BwlimitOrdered,
     CutoverOrdered,
     Data,
@@ -99,8 +100,8 @@ class View(msgspec.Struct, frozen=True):
     @property
     def strategy(self) -> str:
         """How contents that have not arrived before the stop are brought: the order's word, or the request's."""
-        order = self.facts.get("cutover_ordered")
-        return (order.strategy if isinstance(order, CutoverOrdered) else "") or self.request.strategy
+        order = self.facts.get("cutover_ordered") or self.facts.get("brace_ordered")
+        return (order.strategy if isinstance(order, CutoverOrdered | BraceOrdered) else "") or self.request.strategy
 
     @property
     def downtime_budget_seconds(self) -> float:

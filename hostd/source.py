@@ -84,6 +84,8 @@ TABLE = Table(
         "rejected",
         "target_prepared",
         "sync_finished",
+        "brace_ordered",
+        "target_braced",
         "health_reported",
         "fill_finished",
         "verified",
@@ -144,6 +146,8 @@ PLAN = Plan(
         ),
         "packing": Step("pack", ("pack_image",), _packed),
         "arming": Step("arm", ("arm_tracking", "export_trees"), _armed),
+        # The target looks at the trees before the stop is ordered; a reboot in between has ended what serves them.
+        "armed": Step("serve", ("export_trees",)),
         "stopping": Step("stop", ("vouch_for_tracking", "disarm_restart", "stop_container", "publish_dirty"), _stopped),
         "frozen": _GUARD,
         "yielded": _GUARD,

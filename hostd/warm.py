@@ -51,6 +51,15 @@ class WarmStart:
         threading.Thread(target=self._start, name=f"warm:{self.container_id[:12]}", daemon=True).start()
         threading.Thread(target=self._arrive, name=f"gate:{self.container_id[:12]}", daemon=True).start()
 
+    def arrived(self, timeout_seconds: float) -> bool:
+        """Wait, up to so long, until the start has come to its gate or is known not to. Returns whether that is so."""
+        return self._arrived.wait(timeout_seconds)
+
+    @property
+    def refused(self) -> str:
+        """Why it will have to start cold, as far as that is known; "" otherwise."""
+        return self._refused
+
     def go(self, grafts: Sequence[Graft]) -> str:
         """Put the trees in and let the process run. Returns "", or why it has to start cold; then nothing runs.
 

@@ -19,6 +19,8 @@ class AttachRemote(Effect):
     def run(self, context: Context) -> Outcome:
         if context.view.strategy in WITHOUT_UNION:
             return None
+        if context.view.state in ("ready", "bracing") and context.view.boots.get("target_braced") == context.bench.boot:
+            return None  # it has just been done, and the stop may be under way
         for arrival in arrivals(context):
             context.check_cancelled()
             if arrival.union.federable and not arrival.union.state().settled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -195,6 +195,13 @@ def test_a_container_that_a_person_removes_during_the_fill_leaves_its_volume_com
 STUBBORN = "trap 'echo asked >> /data/said' INT; trap 'echo wrong >> /data/said' TERM; while :; do sleep 1; done"
 
 
+def told_end(events: Sequence[schema.Event]) -> tuple[int | None, bool]:
+    """Exit code, and whether it had to be killed: at the stop, or as soon as Docker knew."""
+    told = [event.data for event in events if isinstance(event.data, schema.SourceStopped | schema.SourceDigested)]
+    [known] = [(data.exit_code, data.unclean) for data in told if data.exit_code is not None]
+    return known
+
+
 def test_a_container_that_does_not_stop_in_time_is_killed_moved_and_told_about(fleet: Fleet) -> None:
     """F13: its own stop signal, the request's grace, and how it ended are in the history."""
     fleet.volume("alpha", "stubborn-data")
@@ -202,8 +209,7 @@ def test_a_container_that_does_not_stop_in_time_is_killed_moved_and_told_about(f
         "stubborn", command=["sh", "-c", STUBBORN], stop_signal="SIGINT", volumes={"stubborn-data": {"bind": "/data"}}
     )
     events = fleet.migrate("stubborn-1", "stubborn", stop_timeout_seconds=2)
-    stopped = next(event.data for event in events if isinstance(event.data, schema.SourceStopped))
-    assert (stopped.exit_code, stopped.unclean) == (137, True)
+    assert told_end(events) == (137, True)
     assert fleet.execute("beta", "stubborn", "cat /data/said") == "asked\n"
     moved = fleet.present("beta", "stubborn").attrs["Config"]
     assert moved["StopSignal"] == "SIGINT"
@@ -214,8 +220,7 @@ def test_a_container_that_does_not_stop_in_time_is_killed_moved_and_told_about(f
 def test_a_clean_end_with_a_code_of_its_own_is_told_about(fleet: Fleet) -> None:
     fleet.run("coded", command=["sh", "-c", "trap 'exit 7' TERM; sleep 100000 & wait"])
     events = fleet.migrate("coded-1", "coded")
-    stopped = next(event.data for event in events if isinstance(event.data, schema.SourceStopped))
-    assert (stopped.exit_code, stopped.unclean) == (7, False)
+    assert told_end(events) == (7, False)
     labels = fleet.present("beta", "coded").attrs["Config"]["Labels"]
     assert (labels["cargo.migration"], labels["cargo.source"]) == ("coded-1", "alpha")
     kept = fleet.present("alpha", "coded.cargo-coded-1")
