@@ -35,7 +35,15 @@ _ENCODING, _PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS
 _PLAIN = serialization.NoEncryption()
 
 
-_UNUSABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+_UNUSABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.AttributeNotFound,
+)
 """What the library raises for what is no key, certificate or request, or one of another kind."""
 
 
