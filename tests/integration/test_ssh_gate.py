@@ -551,7 +551,6 @@ def withdraw(place: Place) -> None:
 
 def remove(place: Place) -> None:
     place.keeper.bar(frozenset({"beta"}))
-    place.admit()  # whatever the history calls for
     assert place.keeper.unsettled() == ["db-1"], "gamma's stays"
 
 
@@ -588,6 +587,7 @@ def test_withdrawing_ends_what_was_admitted_and_admits_no_more(
 
 def test_a_host_that_joined_again_is_admitted_again(lone: Place) -> None:
     lone.keeper.bar(frozenset({"beta"}))
+    lone.admit()  # whatever its migration calls for
     tree = lone.remote(lone.tree).partition(b":")[2] + b"/"
     assert_refused(lone, lone.ask_rsync(b".", tree), because="admits")
     lone.keeper.bar(frozenset())
