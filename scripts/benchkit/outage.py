@@ -264,7 +264,9 @@ def tables(result: Result) -> list[Table]:
             ("data", *PARTS),
             parts,
             [
-                "*stop* runs from the client's last answer until Docker's stop has returned; *first answer* from the event "
+                "*stop* runs from the client's last answer until the container's first process has ended (and with it all others); "
+                "*apply the list* and *mounts* are the target's, and end with the claim, whose own append to etcd is in *start*, "
+                "as is the moment that a warm container needs from its gate to its first instruction; *first answer* from the event "
                 "`target_started` to the client's first answer, and is below zero where the service answered before the "
                 "event was written."
             ],
