@@ -449,7 +449,8 @@ def past_source(fleet: Fleet, name: str) -> Iterator[None]:
         daemon.kill()
         daemon.start(wait=False)
     fleet.lab.start_agents()
-    fleet.etcdctl("del", fleet.keys.failpoints("hostd/alpha"))  # the fleet's own view of etcd holds as well
+    for host in ("alpha", "beta"):
+        fleet.etcdctl("del", fleet.keys.failpoints(f"hostd/{host}"))  # the fleet's own view of etcd holds as well
     for host in ("alpha", "beta"):
         fleet.wait_step(f"{host}.hostd", "history that has lost its end", 0, 30)
     yield
