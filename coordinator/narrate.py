@@ -80,6 +80,7 @@ _STEPS: dict[str, str] = {
     "pack": "packs the layers of the image that the target lacks",
     "arm": "begins to note what changes from now on",
     "sync": "copies the data while the container runs",
+    "brace": "gets ready to take over, ahead of the stop",
     "stop": "stops the container",
     "unite": "takes over the list of what has changed, and prepares the container's data",
     "start": "starts the container",
