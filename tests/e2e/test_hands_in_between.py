@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from events import schema
+from labkit.waiting import wait_until
 from tests.support.fleet import Container, Fleet
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
@@ -216,7 +217,8 @@ def start_at(fleet: Fleet, name: str, point: str, **request: object) -> Containe
     since = fleet.log_size("beta.hostd")
     fleet.request(f"{name}-1", name, **request)
     fleet.wait_step("beta.hostd", f'"point": "{point}"', since, 40)
-    copy.start()
+    wait_until(lambda: not fleet.running("alpha", name), "Docker takes no note of the stop", 10)
+    copy.start()  # before that it would do nothing
     failed = fleet.wait_for(f"{name}-1", "step_failed").data
     assert isinstance(failed, schema.StepFailed)
     assert "was started on alpha by something else" in failed.reason
