@@ -141,6 +141,8 @@ class Plan:
     steps: Mapping[str, Step]
     supervised: frozenset[str] = frozenset()
     """States in which the container runs here and is kept running, whatever else the host is busy with."""
+    heeding: frozenset[str] = frozenset()
+    """States in which nothing is done any more once the other host has failed for good: the coordinator's abort comes."""
 
     def start(self) -> View:
         """The view of a stream nothing has been read of."""
@@ -191,6 +193,9 @@ class Plan:
         failed = view.failing.get(author)
         if failed is not None and failed.step == step.name and not failed.retrying:
             return Decision(f"{self.role}: {step.name} has failed for good, waiting for the coordinator")
+
+        if view.state in self.heeding and any(not other.retrying for other in view.failing.values()):
+            return Decision(f"{self.role}: the other host has failed for good, waiting for the coordinator")
 
         def conclude(outcomes: Outcomes) -> Data | None:
             assert step.conclude is not None

@@ -169,9 +169,10 @@ PLAN = Plan(
             _restored,
             undo=True,
         ),
-        # Before the target stops, it brings what it lacks, and may have to look at the trees once more.
-        "recalling": Step("serve", ("export_trees",)),
-        "carrying": Step("carry", ("carry_back",), _carried),
+        # Before the target stops, it brings what it lacks, and may have to look at the trees once more. A kept copy that a
+        # person has started meanwhile must not run while the target's writes are put into its data.
+        "recalling": Step("serve", ("guard_source", "export_trees")),
+        "carrying": Step("carry", ("guard_source", "carry_back"), _carried),
         "reviving": Step("revive", ("revive_container", "announce_placement"), _restored),
     },
 )

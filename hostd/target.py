@@ -7,7 +7,8 @@
 4. The container is started only after ``target_claimed`` is durable.
 5. Rolling back, it lists what the container wrote only after it has stopped it, and removes nothing before
    the source runs again.
-6. ``verified`` is appended only when every entry has been compared and the link to the source is cut.
+6. Once the source has failed for good, nothing is claimed: its container may have run, and written, after the stop.
+7. ``verified`` is appended only when every entry has been compared and the link to the source is cut.
 
 Pure: no clock, no randomness, no I/O, no logging.
 """
@@ -213,6 +214,7 @@ _CLEAR = Step("clear", ("recall_container", *_LEFT_BEHIND), _cleaned, undo=True)
 PLAN = Plan(
     role="target",
     table=TABLE,
+    heeding=frozenset({"uniting"}),
     supervised=frozenset({"filling", "filling_digested", "filled", "verifying", "verified", "settled"}),
     steps={
         "preparing": Step(

@@ -29,7 +29,7 @@ from events.schema import (
 )
 from hostd import remainder
 from hostd.plan import View
-from hostd.turn import ENDS_STEP
+from hostd.turn import ENDS_STEP, StartedAgainError
 from tests.simulation.world import (
     LAYER_PATHS,
     VOLUME,
@@ -468,7 +468,8 @@ def guard_source(ctx: Ctx) -> Performance:
     ctx.agent.world_stop(container)
     if not running:
         return None  # Docker had not taken note of the end yet
-    raise PermanentError("the container was started by something else after it had been stopped for its move")
+    words = "the container was started by something else after it had been stopped for its move"
+    raise StartedAgainError(words, ctx.view.state, ctx.agent.place, ctx.view.request.target)
 
 
 def guard_source_undo(ctx: Ctx) -> Performance:

@@ -59,8 +59,10 @@ class FakeEngine:
 def context(tmp_path: Path) -> Context:
     """Of a migration that is about to stop its source's container."""
     prepared = SimpleNamespace(container_id="c", container_name="web", shared=())
-    request = SimpleNamespace(stop_timeout_seconds=None)
+    request = SimpleNamespace(stop_timeout_seconds=None, target="beta")
     view = SimpleNamespace(
+        state="frozen",
+        request=request,
         seq=7,
         facts={"source_prepared": prepared},
         source_prepared=prepared,
