@@ -131,7 +131,17 @@ class Quiet:
     def debug(self, *_args: object, **_fields: object) -> None:
         """Dropped, as is everything."""
 
-    info = warning = error = exception = debug
+    def info(self, *_args: object, **_fields: object) -> None:
+        """Dropped."""
+
+    def warning(self, *_args: object, **_fields: object) -> None:
+        """Dropped."""
+
+    def error(self, *_args: object, **_fields: object) -> None:
+        """Dropped."""
+
+    def exception(self, *_args: object, **_fields: object) -> None:
+        """Dropped."""
 
 
 class Process:
@@ -418,7 +428,10 @@ class Agent(Process):
     def tell(self) -> None:
         """Write what runs here into the inventory, if that has changed."""
         here = self.host.containers.values()
-        what = [tuple(self.host.volumes), *((c.id, c.name, c.running, c.policy, c.label) for c in here)]
+        what: list[tuple[object, ...]] = [
+            tuple(self.host.volumes),
+            *((c.id, c.name, c.running, c.policy, c.label) for c in here),
+        ]
         if what == self.told_of:
             return
         keys = self.store.keys
@@ -484,18 +497,17 @@ class Agent(Process):
 class _Clock:
     """Stands for the module ``time`` in ``coordinator/service.py``."""
 
-    now: Callable[[], float] = staticmethod(lambda: 0.0)
+    def __init__(self, sim: Simulation) -> None:
+        self._sim = sim
 
-    @classmethod
-    def monotonic(cls) -> float:
+    def monotonic(self) -> float:
         """The simulation's clock."""
-        return cls.now()
+        return self._sim.clock
 
 
 def tame_clock(sim: Simulation) -> None:
     """Give the coordinator's service the simulation's clock."""
-    _Clock.now = staticmethod(lambda: sim.clock)
-    service_module.__dict__["time"] = _Clock
+    service_module.__dict__["time"] = _Clock(sim)
 
 
 class Coordinator(Process):
