@@ -709,8 +709,10 @@ def open_layer_undo(ctx: Ctx) -> Performance:
 def put_layer_in_place(ctx: Ctx) -> None:
     """The tree in the stage becomes the container's layer, once; before the container has ever run."""
     stage, container = ctx.host.layers.get(ctx.migration), ctx.our_container()
-    if stage is None or stage.placed_in or container is None:
+    if stage is None or container is None or stage.placed_in == container.id:
         return
+    if stage.placed_in:  # a person has removed the container that it was in, and the layer with it
+        raise PermanentError("the data that should take its place is not there: somebody has moved it by hand")
     container.layer, container.layer_changed, stage.placed_in = dict(stage.tree), set(), container.id
 
 
