@@ -247,9 +247,8 @@ def _check_target(request: Request, container: ContainerRecord, world: World, re
                 number == port.host_port and proto == protocol and _overlap(address, port.host_ip)
                 for address, number, proto in taken
             ):
-                reasons.append(
-                    f"port {port.host_port}/{protocol} on {request.target} is taken by the container {other.name!r}"
-                )
+                said = f"port {port.host_port}/{protocol} on {request.target} is taken by the container {other.name!r}"
+                reasons += [said] * (said not in reasons)  # once for IPv4 and IPv6
     volumes = set(host.volumes)
     for mount in container.mounts:
         # A share that the target has already is just what it needs; it looks whether it is the same.

@@ -17,7 +17,7 @@ from coordinator import ctl_control, ctl_fleet, ctl_history, ctl_trust
 from coordinator.controls import CONTROLS
 from coordinator.ctl_output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Command, UsageError
 from events.connecting import connect, exposure
-from events.errors import CargoError, SchemaError
+from events.errors import CargoError, SchemaError, StoreUnavailableError
 from events.settings import (
     DEFAULT_CONFIG,
     ETCD_OPTIONS,
@@ -228,7 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cargoctl: this history must not be acted on: {error}", file=sys.stderr)
         return EXIT_FAILED
     except CargoError as error:
-        print(f"cargoctl: {error}", file=sys.stderr)
+        guessed = isinstance(error, StoreUnavailableError) and settings.endpoints == (DEFAULT_ENDPOINT,)
+        hint = f". If etcd is elsewhere, say so with --etcd, ${ENDPOINTS_VARIABLE} or -c" if guessed else ""
+        print(f"cargoctl: {error}{hint}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
         # Whoever read our output has gone; nothing may be flushed there when the process ends.

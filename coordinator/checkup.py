@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 
 from coordinator.settings import CoordinatorSettings
-from events import bus_check
+from events import bus_check, certificates
 from events.checkup import Finding, advice, ok, problem, report
 from events.connecting import connect
 from events.errors import CargoError
@@ -25,7 +25,7 @@ def check(settings: CoordinatorSettings, *, as_json: bool) -> int:
 def bus_findings(settings: CoordinatorSettings) -> list[Finding]:
     """Of the etcd that is configured."""
     answers = bus_check.look(settings.etcd, settings.etcd.endpoints)
-    found = bus_check.judge(answers)
+    found = bus_check.judge(answers) + certificates.findings(settings.etcd)
     if len(settings.etcd.endpoints) < 3:
         found.append(
             advice(

@@ -78,11 +78,17 @@ def parse(raw: bytes) -> Control:
     return Control(name, **cut)
 
 
-def answer(control: Control, lifecycle: Lifecycle) -> Data | None:
-    """The next event that obeys or refuses ``control``; None when what it asks for is so already."""
+def answer(control: Control, lifecycle: Lifecycle, *, target_seen: bool = False) -> Data | None:
+    """The next event that obeys or refuses ``control``; None when what it asks for is so already.
+
+    ``target_seen``: the target's agent has written something since the control was put.
+    """
     if control.problem:
         return ControlRefused(control=control.name, reason=control.problem)
-    return _ANSWERS[control.name](control, lifecycle)
+    data = _ANSWERS[control.name](control, lifecycle)
+    if control.target_off and target_seen and isinstance(data, RollbackOrdered | TargetAssertedOff):
+        return _not_off(control, lifecycle)
+    return data
 
 
 def _abort(control: Control, lifecycle: Lifecycle) -> Data | None:
@@ -118,6 +124,17 @@ def _rollback(control: Control, lifecycle: Lifecycle) -> Data | None:
             reason=control.reason or "a person asked for it", discard_target_writes=control.discard_target_writes
         )
     return _too_late(control, lifecycle)
+
+
+def _not_off(control: Control, lifecycle: Lifecycle) -> Data:
+    """Nobody may have obeyed for a long time, and the word that was true then may be none any more."""
+    target = lifecycle.request.target if lifecycle.request is not None else "the target"
+    return ControlRefused(
+        control="rollback",
+        reason=f"since {control.target_off} vouched that {target} is off, its agent has written here: it is on, and the "
+        f"container may be running there. Nothing was done. Roll back without target_off, or switch {target} off for "
+        "good and ask again",
+    )
 
 
 def _finalise(control: Control, lifecycle: Lifecycle) -> Data | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.text import Text
 
-from coordinator import controls, lifecycle
+from coordinator import controls, lifecycle, narrate
 from coordinator.ctl_history import FOLLOW_TICK_SECONDS, GOOD_ENDS, follow
 from coordinator.ctl_output import (
     EXIT_FAILED,
@@ -66,7 +66,7 @@ def _show_why(options: argparse.Namespace, answer: Why, heard: dict[str, bool | 
     out.print(head, soft_wrap=True)
     out.print(f"  since  {_since(answer.since)}, event {answer.since_seq}", soft_wrap=True)
     for party in answer.parties:
-        line = Text(f"  whom   {party.process}: {printable(party.doing)}")
+        line = Text(f"  whom   {party.process}: {printable(narrate.doing(party.doing))}")
         signs = heard.get(party.process)
         if signs is not None:
             said = "heard of now" if signs else "silent: not registered now, which proves nothing"
@@ -81,6 +81,8 @@ def _show_why(options: argparse.Namespace, answer: Why, heard: dict[str, bool | 
         out.print("  you    need do nothing: it has ended", soft_wrap=True)
     if ended:
         return
+    if not answer.possible_controls:
+        out.print("  you    need say nothing: it goes on by itself", soft_wrap=True)
     for role, advice in (("source", answer.if_source_is_dead), ("target", answer.if_target_is_dead)):
         if advice:
             out.print(f"  if the {role} is dead: {printable(advice)}", soft_wrap=True)

@@ -29,6 +29,7 @@ from coordinator.ctl_output import (
 )
 from coordinator.findings import Finding
 from coordinator.lifecycle import Lifecycle
+from coordinator.narrate import count
 from coordinator.recording import Recording
 from coordinator.replay import Frame, frames, prove
 from coordinator.timeline import line_of, printable
@@ -210,8 +211,8 @@ def _show_verified(
 ) -> None:
     for recorded in recordings:
         findings = found[recorded.migration]
-        verdict = f"{len(findings)} findings" if findings else "sound"
-        line = Text(f"{recorded.migration}: {len(recorded.texts)} events, ")
+        verdict = count(len(findings), "finding") if findings else "sound"
+        line = Text(f"{recorded.migration}: {count(len(recorded.texts), 'event')}, ")
         line.append(verdict, style="bold red" if findings else "green")
         out.print(line)
         _show_findings(out, findings)
@@ -251,7 +252,9 @@ def export(store: Store, options: argparse.Namespace) -> int:
     if options.json:
         print_json({"file": str(options.output), "migrations": wanted, "events": events})
     else:
-        console(options).print(f"{options.output}: {len(recordings)} migrations, {events} events", soft_wrap=True)
+        console(options).print(
+            f"{options.output}: {count(len(recordings), 'migration')}, {count(events, 'event')}", soft_wrap=True
+        )
     return EXIT_OK
 
 

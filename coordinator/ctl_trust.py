@@ -1,4 +1,4 @@
-"""``cargoctl fleet init | token | approve | remove | list | cut``: who belongs to a secured fleet.
+"""``cargoctl fleet init | token | approve | renew | remove | list | cut``: who belongs to a secured fleet.
 
 What they do stands in ``coordinator/fleet.py``; here are the words, the questions and the command line. They run with
 the operator's certificate, beside the authority's key.
@@ -16,8 +16,19 @@ from rich.text import Text
 
 from coordinator import mending
 from coordinator.ctl_output import EXIT_FAILED, EXIT_OK, UsageError, checked_id, console, print_json
-from coordinator.fleet import TOKEN_MINUTES, Fleet, fingerprints, make_files
+from coordinator.fleet import (
+    AUTHORITY,
+    CERTIFICATE_DAYS,
+    OPERATOR,
+    TOKEN_MINUTES,
+    Fleet,
+    Renewed,
+    fingerprints,
+    make_files,
+    renew_files,
+)
 from coordinator.timeline import printable
+from events.certificates import SOON_DAYS
 from events.errors import StoreUnavailableError
 from events.etcd import EtcdStore
 from events.keyspace import valid_host_name
@@ -27,6 +38,7 @@ from events.store import Store
 DEFAULT_DIRECTORY = Path("/etc/cargo/fleet")
 SOUND_VERSIONS = ((3, 5, 33), (3, 6, 14), (3, 7, 1))
 """The first of each series in which etcd asks for a right before compaction, alarms and leases (docs/security.md)."""
+_ON_FILE = ("etcd", OPERATOR, AUTHORITY)
 _START = """\
 The files are there. Start etcd with them, on every member, then run this again:
 
@@ -65,6 +77,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sub = add("approve", approve, "compare a host's fingerprint, and make it a member")
     sub.add_argument("host")
     sub.add_argument("--fingerprint", default="", help="what the host has shown, instead of a question")
+    sub = add(
+        "renew",
+        renew,
+        "new certificates for the keys that are there, of whatever ends soon, or of those that are named",
+    )
+    sub.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="a host, coordinator/NAME, etcd, operator, authority (default: what ends soon)",
+    )
+    sub.add_argument(
+        "--within-days", type=int, default=SOON_DAYS, metavar="N", help="what soon means (default %(default)s)"
+    )
+    sub.add_argument(
+        "--days", type=int, default=CERTIFICATE_DAYS, help="how long they are good for (default %(default)s)"
+    )
     sub = add("remove", remove, "withdraw everything that a host has, at once")
     sub.add_argument("host")
     sub.add_argument("--force", action="store_true", help="although migrations of it are under way")
@@ -184,6 +213,51 @@ def approve(store: Store, options: argparse.Namespace) -> int:
     else:
         out.print(f"{candidate.request.host} is a member now; it fetches its certificate by itself")
     return EXIT_OK
+
+
+def renew(store: Store, options: argparse.Namespace) -> int:
+    """New certificates, and where they have to go."""
+    if not 1 <= options.days <= 3650 or options.within_days < 0:
+        raise UsageError("--days takes 1 to 3650, --within-days 0 or more")
+    renewed = renew_files(options.directory, options.names, options.within_days, options.days)
+    made = {one.name for one in renewed}
+    hosts = [name for name in options.names if name not in _ON_FILE and not name.startswith("coordinator/")]
+    lacking = [name for name in options.names if name not in made and name not in hosts]
+    if lacking:
+        raise UsageError(f"there is no certificate of {', '.join(lacking)} with its key in {options.directory}")
+    silent: list[str] = []
+    every = AUTHORITY in made  # so that all hosts learn of its new certificate
+    if hosts or every or not options.names:
+        of_hosts, silent = _fleet(store, options).renew(
+            [] if every else hosts, options.within_days, options.days, every=every
+        )
+        renewed += of_hosts
+    if options.json:
+        rows = {
+            one.name: {"ends": one.ends.isoformat(), "file": str(one.file) if one.file else None} for one in renewed
+        }
+        print_json({"renewed": rows, "silent": silent})
+    else:
+        out = console(options)
+        for one in renewed:
+            out.print(f"{one.name} is good until {one.ends:%Y-%m-%d}: {_where_to(one)}", soft_wrap=True)
+        if not renewed:
+            out.print(f"nothing ends within {options.within_days} days")
+    for words in silent:
+        print(f"cargoctl: {words}", file=sys.stderr)
+    return EXIT_FAILED if silent else EXIT_OK
+
+
+def _where_to(one: Renewed) -> str:
+    if one.file is None:
+        return "its agent fetches the certificate by itself"
+    if one.name == "etcd":
+        return f"bring {one.file} to every member of etcd, which reads it at the next connection"
+    if one.name == AUTHORITY:
+        return f"bring {one.file} to etcd, which has to be restarted, and to the coordinators; the hosts fetch it by themselves"
+    if one.name == OPERATOR:
+        return f"{one.file} is in use from now on"
+    return f"bring {one.file} to its machine, where it is used from the next connection on"
 
 
 def _agreed(question: str, instead: str) -> bool:

@@ -20,7 +20,14 @@ def if_source_is_dead(state: Lifecycle) -> str:
             f"what {target} has is incomplete, do not start anything from it. `abort` is safe, and is finished when "
             f"{source} is back"
         )
-    if state.abortable or state.state == "aborting":
+    if state.state == "aborting" and state.restored:
+        return f"the container lives on {source}, and comes back with it"
+    if state.state == "aborting":
+        return (
+            f"all data of the container is on the disks of {source}: bring {source} back, then the container runs there "
+            f"again by itself. What {target} has is incomplete, do not start anything from it"
+        )
+    if state.abortable:
         return (
             f"the container is down, and all of its data is on the disks of {source}: bring {source} back, then it goes "
             f"on by itself, and `abort` runs the container there again. What {target} has is incomplete, do not start "

@@ -2,6 +2,7 @@
 
     init      the authority, certificates for etcd, the operator and the coordinators; users; authentication on
     token     lets one host ask, for an hour
+    renew     new certificates for the keys and names that are there
     approve   a person has compared the fingerprint: certificate, user, permissions and pins
     remove    takes all of that away at once
 
@@ -19,16 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coordinator.recording import ARCHIVABLE_PHASES
-from events import joining
+from events import certificates, joining
 from events.crypto import (
     Authority,
     SigningAuthority,
     SigningKey,
     certificate_request,
+    common_name,
     expiry,
     fingerprint,
     new_tls_key,
     read_file,
+    server_names,
     write_file,
     write_private,
 )
@@ -43,6 +46,7 @@ from events.stamp import utc_now_text
 from events.trust import Trust
 
 OPERATOR = "operator"
+AUTHORITY = "authority"
 CERTIFICATE_DAYS = 397
 """Of daemons and of etcd itself; a little over a year, so that a yearly date to renew them is never missed by a day."""
 TOKEN_MINUTES = 60
@@ -69,6 +73,16 @@ class Removal:
     """Ended histories that the record has no room for: archive them first."""
 
 
+@dataclass(frozen=True)
+class Renewed:
+    """A certificate that was made anew."""
+
+    name: str
+    ends: datetime.datetime
+    file: Path | None = None
+    """Where it lies; None for a host's, which fetches it by itself."""
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
@@ -88,16 +102,43 @@ def make_files(directory: Path, etcd_names: Sequence[str], coordinators: Sequenc
 def _certified(
     directory: Path, stem: str, name: str, authority: SigningAuthority, server_names: Sequence[str] = ()
 ) -> None:
-    """A key and its certificate. One that is about to end is renewed, its key stays."""
+    """A key and its certificate, unless they are there."""
     key, certificate = directory / f"{stem}.key", directory / f"{stem}.crt"
     if not key.exists():
         write_private(key, new_tls_key())
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30)
-    if certificate.exists() and expiry(read_file(certificate)) > soon:
-        return
-    request = certificate_request(read_file(key), name)
-    made = authority.certify(request, name, datetime.timedelta(days=CERTIFICATE_DAYS), server_names=server_names)
-    write_file(certificate, made, 0o644)
+    if not certificate.exists():
+        request = certificate_request(read_file(key), name)
+        made = authority.certify(request, name, datetime.timedelta(days=CERTIFICATE_DAYS), server_names=server_names)
+        write_file(certificate, made, 0o644)
+
+
+def renew_files(directory: Path, names: Sequence[str], within_days: int, days: int) -> list[Renewed]:
+    """New certificates for the keys in ``directory``: of ``names``, or of what ends within ``within_days``.
+
+    ``names`` are ``authority``, ``etcd``, ``operator``, ``coordinator/NAME``; others are passed over. The keys stay, and so do
+    the names within the certificates. Raises CryptoError.
+    """
+    authority = SigningAuthority.load_or_make(directory)
+    renewed = []
+    if AUTHORITY in names or (not names and _ends_within(authority.pem, certificates.AUTHORITY_SOON_DAYS)):
+        authority = authority.prolong(directory)
+        renewed.append(Renewed(AUTHORITY, expiry(authority.pem), directory / "ca.crt"))
+    for certificate in sorted(directory.glob("*.crt")):
+        key, old = certificate.with_suffix(".key"), read_file(certificate)
+        if certificate.name == "ca.crt" or not key.exists():
+            continue
+        name = common_name(old)
+        if name in names or (not names and _ends_within(old, within_days)):
+            request = certificate_request(read_file(key), name)
+            valid = datetime.timedelta(days=days)
+            made = authority.certify(request, name, valid, server_names=server_names(old))
+            write_file(certificate, made, 0o644)
+            renewed.append(Renewed(name, expiry(made), certificate))
+    return renewed
+
+
+def _ends_within(pem: bytes, days: int) -> bool:
+    return expiry(pem) < datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
 
 
 class Fleet:
@@ -201,8 +242,57 @@ class Fleet:
         self._pin(member)
         answer = joining.JoinAnswer(user=user, cert=cert.decode())
         self._store.put(self._keys.join_answer(host), joining.encode_answer(answer))
-        self._store.delete(self._keys.join_request(host))
+        for stale in (self._keys.join_request(host), self._keys.renewal(host), self._keys.renewed(host)):
+            self._store.delete(stale)
         return member
+
+    # --- renewal ---------------------------------------------------------------------------------
+
+    def renew(
+        self, hosts: Sequence[str], within_days: int, days: int = CERTIFICATE_DAYS, *, every: bool = False
+    ) -> tuple[list[Renewed], list[str]]:
+        """New certificates for ``hosts``, or for those whose end within ``within_days``, or with ``every`` for all.
+
+        Also says in words of whom it is not known. A host gets what its own key has asked for: its user, key and rights stay, so
+        nothing that is under way notices. Raises PermanentError for a host in ``hosts`` that cannot be renewed.
+        """
+        renewed, silent = [], []
+        for name, member in sorted(self.members()[0].items()):
+            kind, _, host = name.partition("/")
+            if kind != "hostd" or not member.active or (hosts and host not in hosts):
+                continue
+            try:
+                one = self._renew(host, member, days, None if hosts or every else within_days)
+            except CargoError as error:
+                if hosts:
+                    raise
+                silent.append(str(error))
+                continue
+            renewed += [] if one is None else [one]
+        missing = set(hosts) - {one.name.partition("/")[2] for one in renewed}
+        if missing:
+            raise PermanentError(
+                f"{', '.join(sorted(missing))}: no member of this fleet; `cargoctl fleet list` shows them all"
+            )
+        return renewed, silent
+
+    def _renew(self, host: str, member: Member, days: int, within_days: int | None) -> Renewed | None:
+        stored = self._store.get(self._keys.renewal(host))
+        if stored is None:
+            raise PermanentError(
+                f"{host} has not asked for its next certificate, as its agent does when it starts: start it there. With a "
+                f"certificate that has ended it cannot; then `cargoctl fleet token {host}` and `cargo-hostd join` make another"
+            )
+        request = joining.decode_renewal(stored.value, host, member.signing_key)
+        ends = datetime.datetime.fromisoformat(request.ends)
+        if within_days is not None and ends > datetime.datetime.now(datetime.UTC) + datetime.timedelta(
+            days=within_days
+        ):
+            return None
+        cert = self._authority.certify(request.csr.encode(), member.user, datetime.timedelta(days=days))
+        answer = joining.JoinAnswer(user=member.user, cert=cert.decode(), ca=self._authority.pem.decode())
+        self._store.put(self._keys.renewed(host), joining.encode_answer(answer))
+        return Renewed(member.name, expiry(cert))
 
     # --- members ---------------------------------------------------------------------------------
 
@@ -242,7 +332,14 @@ class Fleet:
         former = self._withdrawn(member)
         removal.unnamed = max(0, self._unnamed)
         self._pin(Member(name=name, since=utc_now_text(), former=former))
-        for key in (self._keys.host(host), self._keys.join_request(host), self._keys.join_answer(host)):
+        keys = self._keys
+        for key in (
+            keys.host(host),
+            keys.join_request(host),
+            keys.join_answer(host),
+            keys.renewal(host),
+            keys.renewed(host),
+        ):
             self._store.delete(key)
         for prefix in (self._keys.inventory(host), self._keys.inbox(host)):
             self._store.delete_prefix(prefix)

@@ -27,6 +27,8 @@ REQUIRES: dict[str, tuple[tuple[str, ...], ...]] = {
     "sync_ordered": (("source_prepared",), ("target_prepared",)),
     "sync_armed": (("sync_ordered",),),
     "sync_finished": (("sync_armed",),),
+    "brace_ordered": (("target_prepared",),),
+    "target_braced": (("brace_ordered",),),
     "cutover_ordered": (("target_prepared",),),
     "source_stopped": (("cutover_ordered",),),
     "target_claimed": (("source_stopped",),),
@@ -62,6 +64,8 @@ FORBIDS: dict[str, tuple[str, ...]] = {
     "rejected": ("requested", "rejected"),
     "prepare_ordered": ("prepare_ordered", "abort_ordered"),
     "sync_ordered": ("source_stopped", "abort_ordered"),
+    "brace_ordered": ("source_stopped", "abort_ordered"),
+    "target_braced": ("source_stopped", "abort_ordered"),
     "cutover_ordered": ("source_stopped", "abort_ordered"),
     "source_stopped": ("source_stopped", "abort_ordered"),
     "target_claimed": ("target_claimed", "abort_ordered", "source_restored"),
@@ -159,7 +163,17 @@ def _pauses(events: Sequence[Event]) -> Iterator[Finding]:
             paused = event.type == "paused"
         elif event.type == "source_stopped":
             stopped = True
-        elif paused and not stopped and event.type in ("prepare_ordered", "sync_ordered", "cutover_ordered"):
+        elif (
+            paused
+            and not stopped
+            and event.type
+            in (
+                "prepare_ordered",
+                "sync_ordered",
+                "brace_ordered",
+                "cutover_ordered",
+            )
+        ):
             yield Finding(event.seq, "pause", f"{event.type} during a pause")
 
 

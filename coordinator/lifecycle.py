@@ -29,6 +29,7 @@ from events.schema import (
     EVENT_TYPES,
     Aborted,
     AbortOrdered,
+    BraceOrdered,
     BwlimitOrdered,
     Completed,
     CutoverOrdered,
@@ -86,6 +87,8 @@ TABLE = Table(
         Row("sync_ordered", ("pre_copy", "cut_over"), "pre_copy"),
         Row("sync_armed", ("pre_copy",), "pre_copy"),
         Row("sync_finished", ("pre_copy",), "pre_copy"),
+        Row("brace_ordered", ("pre_copy",), "pre_copy"),
+        Row("target_braced", ("pre_copy",), "pre_copy"),
         Row("cutover_ordered", ("pre_copy",), "cut_over"),
         Row("source_stopped", ("cut_over",), "cut_over"),
         Row("target_claimed", ("cut_over",), "claimed"),
@@ -144,6 +147,9 @@ class Lifecycle(msgspec.Struct, frozen=True):
     round_finished: int = 0
     ordered: bool = False
     """The order that belongs to the current state has been given."""
+    brace_ordered: bool = False
+    braced: bool = False
+    """The target is ready for the stop."""
     source_stopped: bool = False
     release_ordered: bool = False
     source_released: bool = False
@@ -220,6 +226,8 @@ def apply(lifecycle: Lifecycle, event: Event) -> Lifecycle:
 
 
 _FLAGS: dict[str, dict[str, Any]] = {
+    "brace_ordered": {"brace_ordered": True},
+    "target_braced": {"braced": True},
     "source_stopped": {"source_stopped": True},
     "release_ordered": {"release_ordered": True},
     "target_stopped": {"target_stopped": True},
@@ -246,7 +254,7 @@ def _learned(before: Lifecycle, event: Event) -> dict[str, Any]:
         case BwlimitOrdered() as data:
             return {"bwlimit_kib": data.kib}
         case SyncOrdered() as data:
-            return {"round_ordered": data.round, "tracking_lost": ""}
+            return {"round_ordered": data.round, "tracking_lost": "", "brace_ordered": False, "braced": False}
         case SyncFinished() as data:
             done = Round(data.bytes_moved, data.duration_seconds)
             return {"rounds": (*before.rounds, done), "round_finished": data.round}
@@ -333,6 +341,11 @@ def _after_round(lifecycle: Lifecycle) -> Decision:
     if choice.another_round:
         order = SyncOrdered(round=lifecycle.round_ordered + 1, why=choice.why, contents=choice.contents)
         return _order(lifecycle, order, f"ordering pre-copy round {order.round}: {choice.why}")
+    if not lifecycle.brace_ordered:
+        brace = BraceOrdered(why=choice.why, strategy=choice.strategy)
+        return _order(lifecycle, brace, f"ordering the target to get ready: {choice.why}")
+    if not lifecycle.braced:
+        return Decision(f"{lifecycle.request.target} gets ready for the start while the container still runs")
     why, untracked = choice.why, not choice.tracked
     if lifecycle.tracking_losses >= MAX_TRACKING_LOSSES:
         why, untracked = f"{why}; changes cannot be tracked, so everything counts as changed", True

@@ -89,6 +89,11 @@ def _run(settings: CoordinatorSettings, failpoints: Failpoints, stop: threading.
         exposed = exposure(endpoints, settings.etcd, settings.trust)
         if exposed:
             log.warning(exposed)
+        if settings.etcd.cert is not None:
+            from events import certificates  # noqa: PLC0415 - half of what a coordinator without them takes in memory
+
+            for words in certificates.warnings(settings.etcd):
+                log.warning(words)
         store = connect(settings.etcd, endpoints, settings.trust)
         try:
             supervisor.tell(supervisor.READY)

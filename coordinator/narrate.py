@@ -19,6 +19,11 @@ def size(number: float) -> str:
     return f"{number:.1f} TB"
 
 
+def count(number: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def seconds_between(earlier: Event, later: Event) -> float:
     """Seconds by the authors' clocks; NaN when one of the times cannot be read. For people only: clocks may differ."""
     try:
@@ -37,14 +42,15 @@ def duration(seconds: float) -> str:
 
 _PROGRESS: dict[str, Callable[[float], str]] = {
     "bytes": lambda number: f"{size(number)} moved",
-    "files": lambda number: f"{number:.0f} files",
+    "files": lambda number: count(round(number), "file"),
     "total_bytes": lambda number: f"of {size(number)}",
     "rate_bytes_per_second": lambda number: f"{size(number)}/s",
     "remaining_bytes": lambda number: f"{size(number)} to come",
-    "remaining_files": lambda number: f"in {number:.0f} files",
+    "remaining_files": lambda number: f"in {count(round(number), 'file')}",
     "remaining_seconds": lambda number: f"about {duration(number)} left",
     "bwlimit_kib": lambda number: f"limited to {number:.0f} KiB/s" if number else "",
     "safe_to_switch_off_source": lambda safe: "the source may be switched off" if safe else "",
+    "finished": lambda _finished: "",
 }
 
 
@@ -64,9 +70,44 @@ def progress(fields: Mapping[str, object]) -> str:
     return ", ".join(filter(None, told))
 
 
+def _ended(data: schema.SourceStopped | schema.SourceDigested) -> str:
+    how = "had to be killed" if data.unclean else "stopped"
+    return how if data.exit_code is None else f"{how}, exit code {data.exit_code}"
+
+
+_STEPS: dict[str, str] = {
+    "prepare": "gets ready",
+    "pack": "packs the layers of the image that the target lacks",
+    "arm": "begins to note what changes from now on",
+    "sync": "copies the data while the container runs",
+    "brace": "gets ready to take over, ahead of the stop",
+    "stop": "stops the container",
+    "unite": "takes over the list of what has changed, and prepares the container's data",
+    "start": "starts the container",
+    "fill": "brings the data that is still on the source",
+    "verify": "compares everything with the source",
+    "digest": "describes its data for the comparison",
+    "release": "lets go",
+    "settle": "keeps the container running, until its data is made a plain volume",
+    "finalise": "makes the data a plain volume",
+    "clean": "removes what it made for the migration",
+    "restore": "gives the container back to its own Docker, as it was",
+    "carry": "takes over what the container wrote on the target",
+    "revive": "starts the container again",
+    "yield": "stops the container, and lists what it wrote",
+    "clear": "removes what it made for the migration",
+}
+
+
+def doing(why: str) -> str:
+    """What an agent does, for people; ``why`` is its step with the effects of it, which are for ``replay``."""
+    step = why.partition(":")[0]
+    return f"{_STEPS[step]} (step {step})" if step in _STEPS else why
+
+
 def _dirty(manifests: tuple[schema.DirtyManifest, ...]) -> str:
     files = sum(manifest.stale_files for manifest in manifests)
-    return f"{files} files, {size(sum(manifest.stale_bytes for manifest in manifests))} changed"
+    return f"{count(files, 'file')}, {size(sum(manifest.stale_bytes for manifest in manifests))} changed"
 
 
 def warnings(data: Data) -> tuple[str, ...]:
@@ -90,14 +131,17 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
         case schema.SourcePrepared():
             total = sum(mount.size_bytes for mount in data.mounts)
             files = sum(mount.files for mount in data.mounts)
-            return f"{len(data.mounts)} mounts, {files} files, {size(total)}, changes are tracked" + _notes(data)
+            return (
+                f"{count(len(data.mounts), 'mount')}, {count(files, 'file')}, {size(total)}, changes are tracked"
+                + _notes(data)
+            )
         case schema.ImageWanted():
             return f"lacks the image {data.image_id[:19]}, has {len(data.layers)} of its layers"
         case schema.ImagePacked():
-            return f"{data.layers} layers, {size(data.archive.size_bytes)}"
+            return f"{count(data.layers, 'layer')}, {size(data.archive.size_bytes)}"
         case schema.TargetPrepared():
             return f"container {data.container_id[:12]} created, not started" + _notes(data)
-        case schema.SyncOrdered() | schema.CutoverOrdered():
+        case schema.SyncOrdered() | schema.BraceOrdered() | schema.CutoverOrdered():
             return data.why
         case schema.SyncArmed():
             return (
@@ -106,10 +150,11 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
                 else "tracking from here"
             )
         case schema.SyncFinished():
-            return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
+            return f"{size(data.bytes_moved)} in {count(data.files, 'file')}, {data.duration_seconds:.1f} s"
+        case schema.TargetBraced():
+            return "the container waits at its gate" if data.start == "warm" else f"it will start cold: {data.why_cold}"
         case schema.SourceStopped():
-            how = "had to be killed" if data.unclean else "stopped"
-            return f"{how}, exit code {data.exit_code}; {_dirty(data.dirty)} since the last round"
+            return f"{_ended(data)}; {_dirty(data.dirty)} since the last round"
         case schema.TargetClaimed():
             return "point of no return" + (f"; {data.remainder_why}" if data.remainder_why else "")
         case schema.TargetStarted():
@@ -118,12 +163,13 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
         case schema.HealthReported():
             return data.status + (f": {data.log}" if data.log else "")
         case schema.FillFinished():
-            return f"{size(data.bytes_moved)} in {data.files} files, {data.duration_seconds:.1f} s"
+            return f"{size(data.bytes_moved)} in {count(data.files, 'file')}, {data.duration_seconds:.1f} s"
         case schema.SourceDigested():
-            return f"{sum(tree.files for tree in data.trees)} files described by digest"
+            described = f"{count(sum(tree.files for tree in data.trees), 'file')} described by digest"
+            return described if data.exit_code is None else f"{described}; the container {_ended(data)}"
         case schema.Verified():
             return (
-                f"{data.files} files, {size(data.size_bytes)} equal; "
+                f"{count(data.files, 'file')}, {size(data.size_bytes)} equal; "
                 f"{data.changed_by_container} changed by the container itself"
             )
         case schema.SourceReleased():
@@ -139,7 +185,7 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
         case schema.TargetStopped():
             return f"exit code {data.exit_code}; {_dirty(data.trees)} there"
         case schema.CarriedBack():
-            return f"{size(data.bytes_moved)} in {data.files} files"
+            return f"{size(data.bytes_moved)} in {count(data.files, 'file')}"
         case schema.SourceRestored():
             return data.note or ("runs again" if data.running else "left stopped, as it was")
         case schema.StepFailed():
@@ -151,5 +197,16 @@ def words(data: Data) -> str:  # noqa: PLR0912 - one case an event, nothing else
         case schema.ControlRefused():
             return f"{data.control}: {data.reason}"
         case schema.Paused() | schema.Resumed():
-            return data.by_person
-    return ""
+            return data.by_person or "a person asked for it"
+    return _WORDS.get(type(data), "")
+
+
+_WORDS: dict[type[Data], str] = {
+    schema.PrepareOrdered: "both hosts get ready; the container runs on",
+    schema.ReleaseOrdered: "everything is on the target: the source lets go",
+    schema.Completed: "done: the container lives on the target",
+    schema.TargetCleaned: "nothing of the migration is left there",
+    schema.Aborted: "done: the container lives on the source, as before",
+    schema.RolledBack: "done: the container lives on the source again",
+}
+"""Events that carry nothing else."""

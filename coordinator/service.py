@@ -388,7 +388,8 @@ class Service:
                 if tracked is None or tracked.last is None:
                     log.warning("a control for a migration that does not exist; ignored")
                     break
-                data = controls.answer(control, tracked.state)
+                seen = bool(control.target_off) and self._target_seen(migration, tracked, stored.mod_revision)
+                data = controls.answer(control, tracked.state, target_seen=seen)
                 if data is None:
                     break
                 try:
@@ -406,6 +407,15 @@ class Service:
         self._store.delete(key, stored.mod_revision)
         if valid_migration_id(migration):
             self._advance(migration)
+
+    def _target_seen(self, migration: str, tracked: Tracked, since: int) -> bool:
+        """Whether the target's agent has registered, or written into the history, after the revision ``since``."""
+        request = tracked.state.request
+        if request is None:
+            return False
+        written = [event.seq for event in self._store.read(migration) if event.by == f"hostd/{request.target}"]
+        keys = [self._keys.host(request.target), *(self._keys.event(migration, seq) for seq in written[-1:])]
+        return any((found := self._store.get(key)) is not None and found.mod_revision > since for key in keys)
 
     # --- migrations ----------------------------------------------------------------------------
 

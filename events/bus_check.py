@@ -8,6 +8,7 @@ hold: etcd asks for the permission before it looks at the condition.
 
 from __future__ import annotations
 
+import datetime
 import http.client
 import json
 import ssl
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
+from events import certificates
 from events.checkup import Finding, advice, ok, problem
 from events.errors import CargoError, StoreUnavailableError
 from events.settings import EtcdSettings
@@ -42,6 +44,8 @@ class Answer:
     skew_seconds: float | None = None
     """This machine's clock minus the endpoint's."""
     trouble: str = ""
+    certificate_ends: datetime.datetime | None = None
+    """Of the endpoint's own, where it has one."""
 
 
 def look(settings: EtcdSettings, endpoints: Sequence[str]) -> list[Answer]:
@@ -75,19 +79,33 @@ def _ask(endpoint: str, context: ssl.SSLContext | None) -> Answer:
         connection.request("GET", "/version")
         answer = connection.getresponse()
         body = answer.read(4096)
+        ends = _certificate_ends(connection)
         middle = (began + time.time()) / 2
         told = answer.getheader("Date")
         # The date is cut to the second.
         skew = middle - parsedate_to_datetime(told).timestamp() - 0.5 if told else None
         connection.request("GET", "/health")
         health = json.loads(connection.getresponse().read(4096))
-        return Answer(endpoint, str(json.loads(body)["etcdserver"]), str(health.get("health")).lower() == "true", skew)
+        return Answer(
+            endpoint,
+            str(json.loads(body)["etcdserver"]),
+            str(health.get("health")).lower() == "true",
+            skew,
+            certificate_ends=ends,
+        )
     except (OSError, http.client.HTTPException) as error:
         return Answer(endpoint, trouble=str(error) or type(error).__name__)
     except (ValueError, KeyError, TypeError, AttributeError):
         return Answer(endpoint, trouble="what answers there is no etcd")
     finally:
         connection.close()
+
+
+def _certificate_ends(connection: http.client.HTTPConnection) -> datetime.datetime | None:
+    told = connection.sock.getpeercert() if isinstance(connection.sock, ssl.SSLSocket) else None
+    if not told or not isinstance(told.get("notAfter"), str):
+        return None
+    return datetime.datetime.fromtimestamp(ssl.cert_time_to_seconds(str(told["notAfter"])), datetime.UTC)
 
 
 def judge(answers: Sequence[Answer]) -> list[Finding]:
@@ -106,6 +124,9 @@ def judge(answers: Sequence[Answer]) -> list[Finding]:
             )
         else:
             found.append(ok("etcd-version", f"etcd at {answer.endpoint} is {answer.version}"))
+        if answer.certificate_ends is not None:
+            what = f"the certificate of etcd at {answer.endpoint}"
+            found.append(certificates.judge("etcd-certificate", what, answer.certificate_ends, certificates.SOON_DAYS))
         if not answer.healthy:
             found.append(
                 problem(

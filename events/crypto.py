@@ -35,7 +35,15 @@ _ENCODING, _PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS
 _PLAIN = serialization.NoEncryption()
 
 
-_UNUSABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+_UNUSABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.AttributeNotFound,
+)
 """What the library raises for what is no key, certificate or request, or one of another kind."""
 
 
@@ -151,6 +159,10 @@ class Authority:
         """From a PEM file. Raises CryptoError."""
         return cls(read_file(path))
 
+    def is_same_as(self, other: Authority) -> bool:
+        """Whether it is the same authority, perhaps with another certificate: what signs is the key."""
+        return _spki(self._public) == _spki(other._public)
+
     def has_signed(self, text: bytes, signature: str) -> bool:
         """Whether the authority's key has signed ``text``."""
         try:
@@ -192,6 +204,11 @@ class SigningAuthority(Authority):
         if not certificate.exists():
             write_file(certificate, _self_signed(_tls_key(read_file(key_file), "the authority's key")), 0o644)
         return cls(read_file(certificate), read_file(key_file))
+
+    def prolong(self, directory: Path) -> SigningAuthority:
+        """The same key with a new certificate in ``directory``; what it has signed stays signed. Raises CryptoError."""
+        write_file(directory / "ca.crt", _self_signed(self._key), 0o644)
+        return SigningAuthority.load_or_make(directory)
 
     def sign(self, text: bytes) -> str:
         """Base64 of the signature over ``text``."""
@@ -250,6 +267,25 @@ def expiry(pem: bytes) -> datetime.datetime:
         return x509.load_pem_x509_certificate(pem).not_valid_after_utc
     except _UNUSABLE as error:
         raise CryptoError(f"this is no certificate: {error}") from error
+
+
+def common_name(pem: bytes) -> str:
+    """Whose certificate it is. Raises CryptoError."""
+    try:
+        return _common_name(x509.load_pem_x509_certificate(pem).subject)
+    except _UNUSABLE as error:
+        raise CryptoError(f"this is no certificate: {error}") from error
+
+
+def server_names(pem: bytes) -> list[str]:
+    """The addresses and DNS names that a server's certificate is for; none of a client's. Raises CryptoError."""
+    try:
+        found = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    except _UNUSABLE as error:
+        raise CryptoError(f"this is no certificate: {error}") from error
+    return [str(one.value) for one in found.value]
 
 
 def _tls_key(pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:

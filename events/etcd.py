@@ -35,6 +35,7 @@ with warnings.catch_warnings():
 import grpc
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 
+from events import tls_files
 from events.errors import StoreUnavailableError, WrongClusterError
 from events.following import TICK_SECONDS, Change, KeyValue
 from events.keyspace import Keyspace, key_bytes, key_text, prefix_end
@@ -44,6 +45,8 @@ from events.store import CompactedError, Compare, Delete, NoAnswerError, Outcome
 
 CALL_TIMEOUT_SECONDS = 5.0
 """Longer than an election (1 s) and a slow disk's fsync (2 s), so neither is taken for an outage (B16)."""
+RETIRED_SECONDS = 60.0
+"""A call that began on the connection of an older certificate has ended long since."""
 HEARTBEAT_SECONDS = 10.0
 """How often a watch is asked for a sign of life."""
 SILENCE_SECONDS = 25.0
@@ -103,6 +106,13 @@ class EtcdAccess:
             raise ValueError("user and password must be given together")
 
 
+class _Client(etcd3.Etcd3Client):  # type: ignore[misc]
+    """Takes the contents of the TLS files, not their names."""
+
+    def _get_secure_creds(self, ca_cert: bytes, cert_key: bytes | None = None, cert_cert: bytes | None = None) -> Any:
+        return grpc.ssl_channel_credentials(ca_cert, cert_key, cert_cert)
+
+
 class _Connections:
     """One lazily made client per endpoint; one endpoint is in use until it fails."""
 
@@ -111,7 +121,8 @@ class _Connections:
         if not self._addresses:
             raise ValueError("at least one etcd endpoint is needed")
         self._access = access
-        self._clients: dict[tuple[str, int], Any] = {}
+        self._clients: dict[tuple[str, int], tuple[Any, tls_files.Identity]] = {}
+        self._retired: list[tuple[float, Any]] = []
         self._index = 0
         self._lock = threading.Lock()
         self.closed = False
@@ -122,25 +133,53 @@ class _Connections:
         return f"{host}:{port}"
 
     def client(self) -> Any:
-        """The client in use. May raise grpc.RpcError when it has to log in, OSError for a TLS file."""
+        """The client in use: another one once a TLS file was replaced, with which the next connection is made.
+
+        May raise grpc.RpcError when it has to log in, StoreUnavailableError for a TLS file.
+        """
         with self._lock:
             if self.closed:
                 raise NoAnswerError("the connection to etcd was closed")
+            self._close_retired()
             address = self._addresses[self._index]
-            if address not in self._clients:
-                access = self._access
-                self._clients[address] = etcd3.client(
-                    host=address[0],
-                    port=address[1],
-                    ca_cert=_text(access.ca),
-                    cert_cert=_text(access.cert),
-                    cert_key=_text(access.key),
-                    timeout=CALL_TIMEOUT_SECONDS,
-                    user=access.user,
-                    password=access.password,
-                    grpc_options=_CHANNEL_OPTIONS,
-                )
-            return self._clients[address]
+            access = self._access
+            known, made_of = self._clients.get(address, (None, ()))
+            files = tls_files.identity((access.ca, access.cert, access.key))
+            if known is not None and files == made_of:
+                return known
+            try:
+                made = self._make(address, tls_files.read(access.ca, access.cert, access.key))
+            except tls_files.TlsFilesError as error:
+                if known is not None:  # one of them is just being replaced
+                    return known
+                raise StoreUnavailableError(f"a TLS file for etcd cannot be used: {error}") from error
+            self._clients[address] = (made, files)
+            if known is not None:
+                self._retired.append((time.monotonic(), known))
+            return made
+
+    def _make(self, address: tuple[str, int], files: tls_files.TlsFiles) -> Any:
+        return _Client(
+            host=address[0],
+            port=address[1],
+            ca_cert=files.ca,
+            cert_cert=files.cert,
+            cert_key=files.key,
+            timeout=CALL_TIMEOUT_SECONDS,
+            user=self._access.user,
+            password=self._access.password,
+            grpc_options=_CHANNEL_OPTIONS,
+        )
+
+    def _close_retired(self) -> None:
+        """Close those on which no call can be under way any more."""
+        if not self._retired:
+            return
+        long_ago = time.monotonic() - RETIRED_SECONDS
+        for at, client in self._retired:
+            if at < long_ago:
+                client.close()
+        self._retired = [(at, client) for at, client in self._retired if at >= long_ago]
 
     def move_on(self) -> None:
         """Use the next endpoint from now on."""
@@ -150,15 +189,16 @@ class _Connections:
     def log_in_again(self) -> None:
         """Forget the client in use, with its token."""
         with self._lock:
-            client = self._clients.pop(self._addresses[self._index], None)
+            client, _ = self._clients.pop(self._addresses[self._index], (None, ()))
         if client is not None:
             client.close()
 
     def close(self) -> None:
         with self._lock:
             self.closed = True
-            clients = list(self._clients.values())
+            clients = [client for client, _ in self._clients.values()] + [client for _, client in self._retired]
             self._clients.clear()
+            self._retired.clear()
         for client in clients:
             client.close()
 
@@ -286,8 +326,6 @@ class EtcdStore(Store):
             answer = ask(client, {"timeout": self._call_timeout_seconds, "metadata": client.metadata})
         except grpc.RpcError as error:
             raise self._translated(connections, error) from error
-        except OSError as error:
-            raise StoreUnavailableError(f"a TLS file for etcd cannot be read: {error}") from error
         except ValueError as error:
             if "closed channel" not in str(error):
                 raise
@@ -477,10 +515,6 @@ def _address(endpoint: str, access: EtcdAccess) -> tuple[str, int]:
         raise ValueError(f"{endpoint!r} needs TLS: give the CA that signed its certificate")
     host = f"[{split.hostname}]" if ":" in split.hostname else split.hostname
     return host, split.port if split.port is not None else 2379
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _key_value(kv: Any) -> KeyValue:

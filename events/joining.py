@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import datetime
 import ipaddress
 import re
 from typing import TypeVar
@@ -25,6 +26,7 @@ VERSION = 1
 MAX_BYTES = 32 * 1024
 _TOKEN = "cargo1."  # noqa: S105 - what tokens begin with
 _CONTEXT = b"cargo join 1\0"
+_RENEWAL = b"cargo renewal 1\0"
 _SSH_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68}")
 """The only kind: one short line, without options or comment."""
 
@@ -56,12 +58,24 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ssh_client_key: str
 
 
+class RenewalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a member wants its next certificate for: the key that it has, under the name that it has."""
+
+    v: int = VERSION
+    host: str
+    csr: str
+    ends: str
+    """Of the present certificate, as ISO 8601: whoever renews sees which ones are due."""
+
+
 class JoinAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The certificate, PEM, for that user."""
 
     v: int = VERSION
     user: str
     cert: str
+    ca: str = ""
+    """With a renewal: the authority's certificate, which may have been made anew for the same key."""
 
 
 class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +83,7 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sig: str
 
 
-_Kind = TypeVar("_Kind", Token, JoinRequest, JoinAnswer, _Signed)
+_Kind = TypeVar("_Kind", Token, JoinRequest, RenewalRequest, JoinAnswer, _Signed)
 
 
 def encode_token(token: Token) -> str:
@@ -123,6 +137,28 @@ def decode_request(raw: bytes, host: str) -> JoinRequest:
 def request_fingerprint(raw: bytes) -> str:
     """What both sides show, and a person compares: it covers every key of the request."""
     return fingerprint(raw)
+
+
+def encode_renewal(request: RenewalRequest, own: SigningKey) -> bytes:
+    """The value for ``join/<host>/renewal``."""
+    text = msgspec.json.encode(request).decode()
+    return msgspec.json.encode(_Signed(request=text, sig=own.sign(_RENEWAL + text.encode())))
+
+
+def decode_renewal(raw: bytes, host: str, public: str) -> RenewalRequest:
+    """The request in a stored value. Raises SchemaError unless ``host`` has signed it with its pinned key ``public``."""
+    what = f"the request of {host} for a new certificate"
+    signed = _decoded(raw, _Signed, what)
+    if not signature_holds(public, _RENEWAL + signed.request.encode("utf-8", "surrogatepass"), signed.sig):
+        raise SchemaError(f"{what} is not signed by the key that is pinned for it")
+    request = _decoded(signed.request.encode("utf-8", "surrogatepass"), RenewalRequest, what)
+    try:
+        ends = datetime.datetime.fromisoformat(request.ends)
+    except ValueError as error:
+        raise SchemaError(f"{what} says {request.ends[:80]!r}, which is no time") from error
+    if request.host != host or ends.tzinfo is None:
+        raise SchemaError(f"{what} is one of {request.host[:80]!r}, or its time has no zone")
+    return request
 
 
 def encode_answer(answer: JoinAnswer) -> bytes:

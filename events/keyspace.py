@@ -193,6 +193,14 @@ class Keyspace:
         """Where a new host publishes its keys."""
         return f"{self.joins}{_legal(host, valid_host_name, 'host name')}/request"
 
+    def renewal(self, host: str) -> str:
+        """Where a member's agent asks for its next certificate, all the time."""
+        return f"{self.joins}{_legal(host, valid_host_name, 'host name')}/renewal"
+
+    def renewed(self, host: str) -> str:
+        """Where it finds the certificate."""
+        return f"{self.joins}{_legal(host, valid_host_name, 'host name')}/renewed"
+
     def join_answer(self, host: str) -> str:
         """Where a new host finds its certificate."""
         return f"{self.joins}{_legal(host, valid_host_name, 'host name')}/answer"

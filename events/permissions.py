@@ -42,6 +42,8 @@ def base(keys: Keyspace, host: str) -> frozenset[Permission]:
             under(keys.inventory(host), "readwrite"),
             under(keys.inbox(host), "readwrite"),
             under(keys.failpoints(f"hostd/{host}"), "read"),
+            only(keys.renewal(host), "readwrite"),
+            only(keys.renewed(host), "read"),
         }
     )
 

@@ -269,6 +269,23 @@ class SyncFinished(Data, frozen=True, kw_only=True):
 # --- cut-over ----------------------------------------------------------------------------------
 
 
+class BraceOrdered(Data, frozen=True, kw_only=True):
+    """c: the target makes ready what can be ready before the stop; the container runs on meanwhile."""
+
+    why: str
+    """Why no further round is ordered."""
+    strategy: Strategy | Literal[""] = ""
+    """How the remainder will be brought; empty: as the request says."""
+
+
+class TargetBraced(Data, frozen=True, kw_only=True):
+    """t: ready for the stop."""
+
+    start: Literal["warm", "cold"] = "cold"
+    """``warm``: the new container waits at its gate."""
+    why_cold: str = ""
+
+
 class CutoverOrdered(Data, frozen=True, kw_only=True):
     """c: stop on the source, start on the target."""
 
@@ -287,10 +304,11 @@ class SourceStopped(Data, frozen=True, kw_only=True):
     From here to ``source_released`` the source's data is frozen.
     """
 
-    exit_code: int
-    unclean: bool
+    exit_code: int | None = None
+    """None: its processes had ended, and Docker had not said how yet; ``source_digested`` says it."""
+    unclean: bool = False
     """The container had to be killed after its grace."""
-    stopped_at: str
+    stopped_at: str = ""
     dirty: tuple[DirtyManifest, ...]
 
 
@@ -338,6 +356,10 @@ class SourceDigested(Data, frozen=True, kw_only=True):
     """s: the manifests, with digests, of the frozen source are ready to be compared against."""
 
     trees: tuple[TreeDigest, ...]
+    exit_code: int | None = None
+    """Of the container's stop, where ``source_stopped`` could not tell it; None if nobody knows."""
+    unclean: bool = False
+    stopped_at: str = ""
 
 
 class Verified(Data, frozen=True, kw_only=True):
@@ -541,6 +563,8 @@ EVENT_TYPES: dict[str, EventType] = {
     "sync_ordered": EventType(SyncOrdered, (C,), "pre_copy"),
     "sync_armed": EventType(SyncArmed, (S,), "pre_copy"),
     "sync_finished": EventType(SyncFinished, (T,), "pre_copy"),
+    "brace_ordered": EventType(BraceOrdered, (C,), "pre_copy"),
+    "target_braced": EventType(TargetBraced, (T,), "pre_copy"),
     "cutover_ordered": EventType(CutoverOrdered, (C,), "cut_over"),
     "source_stopped": EventType(SourceStopped, (S,), "cut_over"),
     "target_claimed": EventType(TargetClaimed, (T,), "claimed"),

@@ -573,10 +573,10 @@ class Store(ABC):
         for remaining in reversed(range(MOST_ATTEMPTS)):
             try:
                 return attempt()
-            except CompactedError as error:
-                trouble: Exception = error
-            except NoAnswerError as error:
-                trouble = error
+            except CompactedError as compacted:
+                trouble: Exception = compacted
+            except NoAnswerError as unanswered:
+                trouble = unanswered
                 try:
                     found = read_back()
                 except NoAnswerError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from events import bus_check
+from events import bus_check, certificates
 from events.checkup import Finding, advice, ok, problem, report
 from events.connecting import connect
 from events.errors import CargoError
@@ -50,7 +50,7 @@ def check(settings: HostSettings, *, as_json: bool) -> int:
     """Look, and say. Returns the exit code."""
     findings = host_findings(settings, host_facts.gather(settings))
     answers = bus_check.look(settings.etcd, settings.etcd.endpoints)
-    findings += bus_check.judge(answers)
+    findings += bus_check.judge(answers) + certificates.findings(settings.etcd)
     if not all(answer.trouble for answer in answers):
         findings += _bus(settings)
     return report(f"host {settings.name}", findings, as_json=as_json)

@@ -23,7 +23,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import docker
 import docker.errors
@@ -45,6 +45,9 @@ from hostd.engine_calls import (
 from hostd.engine_containers import ContainerCalls
 from hostd.engine_volumes import VolumeCalls
 from hostd.shared_storage import without_secrets
+
+if TYPE_CHECKING:
+    from hostd.ending import Ending
 
 __all__ = [
     "ContainerSummary",
@@ -78,6 +81,8 @@ class Engine(ContainerCalls, VolumeCalls):
         self.timeout_seconds = timeout_seconds
         self.starting: set[str] = set()
         """Containers that wait at their gate: Docker answers nothing about them meanwhile."""
+        self.ending: dict[str, Ending] = {}
+        """The last stop of each container that this process has ended early, by id."""
         self._local = threading.local()
         self._clients: dict[threading.Thread, docker.APIClient] = {}
         """One a thread, as the library's are not made for several. Threads come and go with every migration."""

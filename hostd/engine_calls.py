@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from events.errors import PermanentError
 from events.schema import PortBinding
+
+if TYPE_CHECKING:
+    from hostd.ending import Ending
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +105,8 @@ class Calls(ABC):
     """Of one request, unless the request says otherwise."""
 
     starting: set[str]
+
+    ending: dict[str, Ending]
 
     @abstractmethod
     def _call(

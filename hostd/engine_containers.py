@@ -8,6 +8,7 @@ looked up, a container is only ever killed by its own stop's grace, and how it e
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ import msgspec
 from events.errors import PermanentError, RefusedError, TransientError
 from events.schema import PortBinding
 from hostd.docker_json import ContainerView, RowView, view
+from hostd.ending import Ending, watch_container
 from hostd.engine_calls import ContainerSummary, MissingError, NameTakenError, StopResult
 from hostd.engine_images import ImageCalls
+from hostd.gate import PLAIN_RUNTIME, RUNTIME
 from hostd.image_identity import is_same
 from hostd.spec import (
     DEFAULT_STOP_TIMEOUT_SECONDS,
@@ -31,6 +34,8 @@ UNLIMITED_STOP_SECONDS = 3600.0
 """How long one request waits for a container whose stop timeout is -1; the step is repeated after it."""
 LONGEST_GATED_START_SECONDS = 1000.0
 """Somewhat longer than the runtime waits at a gate."""
+ENDS_WITH_ITS_NAMESPACE = frozenset({PLAIN_RUNTIME, RUNTIME, "io.containerd.runc.v2"})
+"""Runtimes all of whose processes are in the container's pid namespace."""
 SIGKILL_EXIT_CODE = 137
 """128 + 9: what Docker reports when a container's first process was killed."""
 
@@ -39,7 +44,12 @@ class ContainerCalls(ImageCalls):
     """Containers of one engine."""
 
     def inspect(self, name_or_id: str) -> dict[str, Any] | None:
-        """Docker's description, or None. A text that is merely the beginning of an id finds nothing."""
+        """Docker's description, or None. A text that is merely the beginning of an id finds nothing.
+
+        Of a container whose end Docker has still to take note of (``stop_early``), after it has.
+        """
+        if (ending := self.ending.get(name_or_id)) is not None and ending.settle(self.timeout_seconds):
+            self.ending.pop(name_or_id, None)
         with contextlib.suppress(MissingError):
             raw = self._json("GET", "/containers/{0}/json", name_or_id, what=f"looking at the container {name_or_id!r}")
             if name_or_id in (raw.get("Id"), str(raw.get("Name", "")).removeprefix("/")):
@@ -254,6 +264,26 @@ class ContainerCalls(ImageCalls):
                 words = f"the container {container_id[:12]} still runs after it was told to stop"
                 raise TransientError(f"{words}; it is told again") from lost
         return _stop_result(container)
+
+    def stop_early(self, container_id: str, timeout_seconds: int | None = None) -> StopResult | None:
+        """Like ``stop``, but back as soon as none of the container's processes is left: None, if Docker has not said so yet.
+
+        Whoever looks at the container afterwards waits for Docker, and ``stop``, repeated, tells how it ended.
+        """
+        container = self._must(container_id)
+        process = None
+        # Without a pid namespace of its own, its first process does not end last. Other runtimes than runc may have
+        # processes outside of it that still write (a sandbox's file server).
+        settings = container.host_config
+        if not settings.pid_mode and (settings.runtime or PLAIN_RUNTIME) in ENDS_WITH_ITS_NAMESPACE:
+            process = watch_container(container.id, container.state.pid) if container.state.running else None
+        if process is None:
+            return self.stop(container_id, timeout_seconds)
+        ending = self.ending[container_id] = Ending(lambda: self.stop(container_id, timeout_seconds))
+        try:
+            return None if ending.first(process) else ending.result()
+        finally:
+            os.close(process)
 
     def wait_exit(self, container_id: str, timeout_seconds: float) -> StopResult | None:
         """Wait until the container does not run; None when it still does after ``timeout_seconds``."""

@@ -41,8 +41,10 @@ class Journal:
         if found != seen.digest:
             raise ChainError(
                 f"migration {migration}: this host has seen event {seen.seq} of another history than the one that is "
-                "stored now; etcd was restored from an older state or changed by hand. Nothing is started or stopped "
-                f"here. Find out which host runs the container, then remove {self._file(migration)}"
+                "stored now; etcd was restored from an older state or changed by hand. Nothing is started, stopped or "
+                "removed here for it; the container stays as it is. Before anything else find out which host runs the "
+                "container, and do there what the operator's guide says of a history that has lost its end. The evidence "
+                f"is {self._file(migration)}: without it this host would act on the history as it is stored now"
             )
 
     def note(self, migration: str, event: Event) -> None:

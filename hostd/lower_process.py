@@ -51,6 +51,8 @@ class _Kept:
 
 _KEPT: dict[str, _Kept] = {}
 """This process's descriptors of lower layers, by their names. They make it possible to go on, and decide nothing."""
+_SERVERS: dict[str, list[int]] = {}
+"""Who served it when somebody last looked; never believed without looking at them again."""
 _KEEPING = threading.Lock()
 
 
@@ -121,7 +123,8 @@ class LowerProcess:
                 self._let_go()
                 return False
             kept = _KEPT.get(self._name)
-            processes = self.processes()
+            processes = self._known() or self.processes()
+            _SERVERS[self._name] = processes
             if processes:
                 if kept is None and (taken := _descriptors_of(processes[0])) is not None:
                     _KEPT[self._name] = taken
@@ -131,7 +134,12 @@ class LowerProcess:
             done = self._run(kept)
             return done is not None and done.returncode == 0
 
+    def _known(self) -> list[int]:
+        """Those found last time that still serve. To look at every process of the host takes a while."""
+        return [pid for pid in _SERVERS.get(self._name, ()) if self._is_server(pid)]
+
     def _let_go(self) -> None:
+        _SERVERS.pop(self._name, None)
         kept = _KEPT.pop(self._name, None)
         if kept is not None:
             kept.close()
@@ -162,13 +170,16 @@ class LowerProcess:
         """Who serves this stage, alive: the server and the one that holds for it; or nobody."""
         found = []
         for name in os.listdir("/proc"):
-            if not name.isdigit():
-                continue
-            with contextlib.suppress(OSError):
-                words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-                if _MODULE in words and f"fsname={self._name}".encode() in words:
-                    found.append(int(name))
+            if name.isdigit() and self._is_server(int(name)):
+                found.append(int(name))
         return found
+
+    def _is_server(self, pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return _MODULE in words and f"fsname={self._name}".encode() in words
 
     def wait_until_ended(self, processes: list[int]) -> None:
         """Raises TransientError when one of them lives on for too long."""

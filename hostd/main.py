@@ -32,6 +32,11 @@ from hostd.warm import shut_left_gates
 if TYPE_CHECKING:
     import structlog
 
+    from events.store import Store
+    from events.trust import Trust
+    from hostd.pins import Pins
+    from hostd.renewal import Renewal
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
@@ -118,21 +123,37 @@ def _run(
     store = connect(settings.etcd, settings.etcd.endpoints, settings.trust)
     log.info("serving", address=settings.address, etcd=list(settings.etcd.endpoints))
     supervisor.tell(supervisor.READY)
-    pins = None
+    keepers: list[Pins | Renewal] = []
     try:
+        service = Service(store, bench, failpoints, log)
         if store.trust is not None:
-            from hostd.pins import Pins  # noqa: PLC0415 - brings what only a secured fleet needs in memory
-
-            line = partial(authorized_line, state_dir=settings.state_dir)
-            files = (settings.ssh_known_hosts, settings.ssh_authorized_keys)
-            pins = Pins(settings.name, store.trust.members, *files, log, line)
-            pins.start()
-        Service(store, bench, failpoints, log).run(stop)
+            keepers = _keepers(settings, store, store.trust, service, log)
+        for keeper in keepers:
+            keeper.start()
+        service.run(stop)
     finally:
-        if pins is not None:
-            pins.close()
+        for keeper in keepers:
+            keeper.close()
         store.close()
     return EXIT_OK
+
+
+def _keepers(
+    settings: HostSettings, store: Store, trust: Trust, service: Service, log: structlog.stdlib.BoundLogger
+) -> list[Pins | Renewal]:
+    """What a host of a secured fleet keeps as the fleet's members are: SSH pins, and its own certificate."""
+    # Loaded only here: they bring what only a secured fleet needs in memory.
+    from events.crypto import SigningKey  # noqa: PLC0415
+    from hostd.pins import Pins  # noqa: PLC0415
+    from hostd.renewal import Renewal  # noqa: PLC0415
+
+    line = partial(authorized_line, state_dir=settings.state_dir)
+    files = (settings.ssh_known_hosts, settings.ssh_authorized_keys)
+    keepers: list[Pins | Renewal] = [Pins(settings.name, trust.members, *files, log, line, service.bar)]
+    if settings.etcd.cert is not None and settings.trust.signing_key is not None:
+        own = SigningKey.load(settings.trust.signing_key)
+        keepers.append(Renewal(settings.name, store, settings.etcd, own, log))
+    return keepers
 
 
 def _mounts(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> int:

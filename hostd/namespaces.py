@@ -33,10 +33,15 @@ def in_own_thread(act: Callable[[], None]) -> None:
         raise raised[0]
 
 
+def leave_shared_directory() -> None:
+    """From here on the calling thread has a working directory of its own. Raises OSError."""
+    _require(_libc.unshare(CLONE_FS))
+
+
 def enter(namespace: int, kind: int) -> None:
     """Move the calling thread, for good, into the namespace behind the descriptor. Raises OSError."""
     if kind == CLONE_NEWNS:  # the kernel refuses a thread that shares its working directory with others
-        _require(_libc.unshare(CLONE_FS))
+        leave_shared_directory()
     _require(_libc.setns(namespace, kind))
 
 

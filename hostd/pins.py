@@ -34,8 +34,14 @@ class Pins:
         authorized_keys: Path,
         log: structlog.stdlib.BoundLogger,
         line: Callable[[str, str], str] | None = None,
+        bar: Callable[[frozenset[str]], None] = lambda _peers: None,
     ) -> None:
-        """``line`` makes the line of ``authorized_keys`` of a peer from its name and key."""
+        """``line`` makes the line of ``authorized_keys`` of a peer from its name and key.
+
+        ``bar`` gets the hosts that were removed, as the authority says. Not those of whom nothing is known: whoever controls
+        the bus can take records away, and running containers read over connections that are open.
+        """
+        self._bar = bar
         self._line = line or authorized_line
         self._host = host
         self._members = members
@@ -62,6 +68,7 @@ class Pins:
             members = self._members()
             self._write(self._known_hosts, known_hosts(members), 0o644)
             self._write(self._authorized_keys, authorized_keys(members, self._host, self._line), 0o600)
+            self._bar(removed_hosts(members))
         except CargoError as error:
             self._log.warning("the SSH pins stay as they are", reason=str(error))
 
@@ -73,6 +80,13 @@ class Pins:
     def _run(self) -> None:
         while not self._closing.wait(LOOK_SECONDS):
             self.look()
+
+
+def removed_hosts(members: Mapping[str, Member]) -> frozenset[str]:
+    """Hosts of which the authority says that they are members no more."""
+    return frozenset(
+        name.partition("/")[2] for name, one in members.items() if name.startswith("hostd/") and not one.active
+    )
 
 
 def known_hosts(members: Mapping[str, Member]) -> str:

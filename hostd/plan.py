@@ -20,6 +20,7 @@ from events.errors import IllegalEventError
 from events.machine import Table
 from events.schema import (
     AbortOrdered,
+    BraceOrdered,
     BwlimitOrdered,
     CutoverOrdered,
     Data,
@@ -99,8 +100,8 @@ class View(msgspec.Struct, frozen=True):
     @property
     def strategy(self) -> str:
         """How contents that have not arrived before the stop are brought: the order's word, or the request's."""
-        order = self.facts.get("cutover_ordered")
-        return (order.strategy if isinstance(order, CutoverOrdered) else "") or self.request.strategy
+        order = self.facts.get("cutover_ordered") or self.facts.get("brace_ordered")
+        return (order.strategy if isinstance(order, CutoverOrdered | BraceOrdered) else "") or self.request.strategy
 
     @property
     def downtime_budget_seconds(self) -> float:
@@ -140,6 +141,8 @@ class Plan:
     steps: Mapping[str, Step]
     supervised: frozenset[str] = frozenset()
     """States in which the container runs here and is kept running, whatever else the host is busy with."""
+    heeding: frozenset[str] = frozenset()
+    """States in which nothing is done any more once the other host has failed for good: the coordinator's abort comes."""
 
     def start(self) -> View:
         """The view of a stream nothing has been read of."""
@@ -190,6 +193,9 @@ class Plan:
         failed = view.failing.get(author)
         if failed is not None and failed.step == step.name and not failed.retrying:
             return Decision(f"{self.role}: {step.name} has failed for good, waiting for the coordinator")
+
+        if view.state in self.heeding and any(not other.retrying for other in view.failing.values()):
+            return Decision(f"{self.role}: the other host has failed for good, waiting for the coordinator")
 
         def conclude(outcomes: Outcomes) -> Data | None:
             assert step.conclude is not None

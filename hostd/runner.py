@@ -111,6 +111,8 @@ class Runner:
         self._context: Context | None = None
         self._began = 0.0
         self._effect_seconds: dict[str, float] = {}
+        self._poked = threading.Event()
+        """A step that ends without an event is to look once more, also when it was looking just now."""
         self._poke_at: float | None = None
         self._supervised_at = time.monotonic()
         self._supervisors = 0
@@ -125,7 +127,7 @@ class Runner:
             due = self.view.state in self.plan.supervised and time.monotonic() - self._supervised_at > LOOK_SECONDS
             idle = self._thread is None or not self._thread.is_alive()
             if poke or (due and idle):
-                self._turns.rested = None
+                self._poked.set()
             if due:
                 self._supervised_at = time.monotonic()
             self._woken.set()
@@ -234,7 +236,7 @@ class Runner:
             if self._poke_at is not None:
                 self._woken.wait(max(0.0, self._poke_at - time.monotonic()))
                 self._poke_at = None
-                self._turns.rested = None
+                self._poked.set()
                 continue
             with self._lock:
                 if not self._woken.is_set():
@@ -245,6 +247,9 @@ class Runner:
 
     def _turn(self) -> bool:
         """One turn. Returns whether to look again at once."""
+        if self._poked.is_set():
+            self._poked.clear()  # before it looks: whoever pokes from here on is answered by another turn
+            self._turns.rested = None
         operations = self._turns.turn()
         try:
             operation = next(operations)

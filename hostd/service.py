@@ -93,6 +93,10 @@ class Service:
         finally:
             self._close()
 
+    def bar(self, peers: frozenset[str]) -> None:
+        """These hosts were removed from the fleet: what they were admitted to by SSH ends. Raises TransientError."""
+        self._gate.bar(peers)
+
     # --- waking --------------------------------------------------------------------------------
 
     def _take(self, item: Item, inbox: str, follower: Follower) -> None:

@@ -84,6 +84,8 @@ TABLE = Table(
         "rejected",
         "target_prepared",
         "sync_finished",
+        "brace_ordered",
+        "target_braced",
         "health_reported",
         "fill_finished",
         "verified",
@@ -144,6 +146,8 @@ PLAN = Plan(
         ),
         "packing": Step("pack", ("pack_image",), _packed),
         "arming": Step("arm", ("arm_tracking", "export_trees"), _armed),
+        # The target looks at the trees before the stop is ordered; a reboot in between has ended what serves them.
+        "armed": Step("serve", ("export_trees",)),
         "stopping": Step("stop", ("vouch_for_tracking", "disarm_restart", "stop_container", "publish_dirty"), _stopped),
         "frozen": _GUARD,
         "yielded": _GUARD,
@@ -165,9 +169,10 @@ PLAN = Plan(
             _restored,
             undo=True,
         ),
-        # Before the target stops, it brings what it lacks, and may have to look at the trees once more.
-        "recalling": Step("serve", ("export_trees",)),
-        "carrying": Step("carry", ("carry_back",), _carried),
+        # Before the target stops, it brings what it lacks, and may have to look at the trees once more. A kept copy that a
+        # person has started meanwhile must not run while the target's writes are put into its data.
+        "recalling": Step("serve", ("guard_source", "export_trees")),
+        "carrying": Step("carry", ("guard_source", "carry_back"), _carried),
         "reviving": Step("revive", ("revive_container", "announce_placement"), _restored),
     },
 )

@@ -57,7 +57,8 @@ def shortages(host: str, mounts: Iterable[tuple[Mount, Path]], look: Callable[[P
         size_bytes, entries = (int(number * SPACE_MARGIN) for number in needed[device])
         if size_bytes > room.free_bytes:
             reasons.append(
-                f"{host} has {room.free_bytes} bytes free below {room.shown_as}, the data needs {size_bytes}"
+                f"{host} has {room.free_bytes / 1e6:,.1f} MB free below {room.shown_as}, and the data needs "
+                f"{size_bytes / 1e6:,.1f} MB: make room there, and ask again"
             )
         # A full file system has none left, which looks like one that makes them as needed; bytes tell then.
         if room.free_inodes and entries > room.free_inodes:

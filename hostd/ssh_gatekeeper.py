@@ -65,6 +65,7 @@ class Gatekeeper:
         self._settled: dict[str, Admission | None] = {}
         """What is on disk, of those migrations whose history this life of the agent has read."""
         self._told: tuple[int, int] | None = None
+        self._barred: frozenset[str] = frozenset()
 
     def open(self) -> None:
         """Make the directories. Raises PermanentError."""
@@ -91,9 +92,10 @@ class Gatekeeper:
 
         Raises TransientError.
         """
-        if self._is_settled(migration, admission):
+        if self._is_settled(migration, self._admissible(admission)):
             return  # without waiting for whoever withdraws another
         with self._mutex:
+            admission = self._admissible(admission)
             if self._is_settled(migration, admission):
                 return
             try:
@@ -107,6 +109,29 @@ class Gatekeeper:
                     f"what the peer may ask for by SSH could not be written to {self._directory}: {error}"
                 ) from error
             self._settled[migration] = admission
+
+    def bar(self, peers: frozenset[str]) -> None:
+        """Admit ``peers`` to nothing, whatever a migration calls for, and end what they were admitted to. Others again.
+
+        They were removed from the fleet. Raises TransientError; what is left then goes with the migration's next turn.
+        """
+        with self._mutex:
+            if peers == self._barred:
+                return
+            self._barred = peers
+            self._settled.clear()
+            try:
+                for file in self._files("*"):
+                    if file.parent.name in peers:
+                        self._log.warning("no member any more", peer=file.parent.name, migration=file.stem)
+                        self._withdraw(file.stem)
+            except OSError as error:
+                raise TransientError(
+                    f"what removed hosts may ask for by SSH could not be withdrawn: {error}"
+                ) from error
+
+    def _admissible(self, admission: Admission | None) -> Admission | None:
+        return None if admission is not None and admission.peer in self._barred else admission
 
     def _is_settled(self, migration: str, admission: Admission | None) -> bool:
         return self._settled.get(migration, _UNKNOWN) == admission

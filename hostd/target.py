@@ -3,10 +3,12 @@
 1. Everything that can fail is done before ``target_claimed``: image, container, names, ports, the union
    itself. Up to there an abort costs nothing but time.
 2. The union is mounted only after ``source_stopped``: what it shows as lower must never change.
-3. The container is started only after ``target_claimed`` is durable.
-4. Rolling back, it lists what the container wrote only after it has stopped it, and removes nothing before
+3. What can be ready before the stop is ready before it is ordered: ``target_braced``.
+4. The container is started only after ``target_claimed`` is durable.
+5. Rolling back, it lists what the container wrote only after it has stopped it, and removes nothing before
    the source runs again.
-5. ``verified`` is appended only when every entry has been compared and the link to the source is cut.
+6. Once the source has failed for good, nothing is claimed: its container may have run, and written, after the stop.
+7. ``verified`` is appended only when every entry has been compared and the link to the source is cut.
 
 Pure: no clock, no randomness, no I/O, no logging.
 """
@@ -22,6 +24,7 @@ from events.schema import (
     HealthReported,
     ImageWanted,
     SyncFinished,
+    TargetBraced,
     TargetClaimed,
     TargetCleaned,
     TargetPrepared,
@@ -50,6 +53,8 @@ _BEFORE_CLAIM = (
     "prepared",
     "syncing",
     "synced",
+    "readying",
+    "ready",
     "bracing",
     "uniting",
 )
@@ -85,10 +90,13 @@ TABLE = Table(
         Row("image_wanted", ("preparing",), "awaiting_image"),
         Row("image_packed", ("awaiting_image",), "preparing"),
         Row("target_prepared", ("preparing",), "prepared"),
-        Row("sync_ordered", ("prepared", "synced", "bracing"), "synced"),
+        Row("sync_ordered", ("prepared", "synced", "ready", "bracing"), "synced"),
         Row("sync_armed", ("synced",), "syncing"),
         Row("sync_finished", ("syncing",), "synced"),
-        Row("cutover_ordered", ("prepared", "synced"), "bracing"),
+        Row("brace_ordered", ("prepared", "synced"), "readying"),
+        Row("target_braced", ("readying",), "ready"),
+        # From the others: histories from before a target was asked to get ready.
+        Row("cutover_ordered", ("ready", "prepared", "synced"), "bracing"),
         Row("source_stopped", ("bracing",), "uniting"),
         Row("target_claimed", ("uniting",), "starting"),
         Row("target_started", ("starting",), "filling"),
@@ -140,6 +148,10 @@ def _prepared(_view: View, outcomes: Outcomes) -> Data:
 
 def _synced(view: View, outcomes: Outcomes) -> Data:
     return SyncFinished(round=view.round, **fields_for(SyncFinished, outcomes))
+
+
+def _braced(_view: View, outcomes: Outcomes) -> Data:
+    return TargetBraced(**fields_for(TargetBraced, outcomes))
 
 
 def _claimed(_view: View, outcomes: Outcomes) -> Data:
@@ -202,6 +214,7 @@ _CLEAR = Step("clear", ("recall_container", *_LEFT_BEHIND), _cleaned, undo=True)
 PLAN = Plan(
     role="target",
     table=TABLE,
+    heeding=frozenset({"uniting"}),
     supervised=frozenset({"filling", "filling_digested", "filled", "verifying", "verified", "settled"}),
     steps={
         "preparing": Step(
@@ -219,6 +232,9 @@ PLAN = Plan(
         ),
         "syncing": Step("sync", ("pull_round",), _synced),
         "synced": Step("brace", ("attach_remote",)),
+        "readying": Step("get_ready", ("attach_remote", "warm_container"), _braced),
+        # Done already, but for an agent that was started anew: nobody else could open the gate of its earlier life.
+        "ready": Step("brace", ("attach_remote", "warm_container")),
         "bracing": Step("brace", ("attach_remote", "warm_container")),
         "uniting": Step("unite", ("attach_remote", "apply_dirty", "mount_union"), _claimed),
         "starting": Step("start", ("start_container",), _started),

@@ -159,7 +159,7 @@ def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
     if "No space left on device" in stderr or "Disk quota exceeded" in stderr or "Read-only file system" in stderr:
         return PermanentError(
             f"the copy from {peer.host} does not fit or may not be written here: {words}. What arrived is "
-            "incomplete and is not used; free space on this host, or abort."
+            "incomplete and is not used; free space on this host."
         )
     if code == 23:
         text = f"rsync from {peer.host} could not bring every file: {words}. The copy is incomplete and is not used."

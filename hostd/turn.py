@@ -25,6 +25,7 @@ from events.errors import (
     CancelledError,
     CargoError,
     ConflictError,
+    PermanentError,
     RefusedError,
     StoreUnavailableError,
     TransientError,
@@ -40,7 +41,7 @@ LONGEST_RETRY_SECONDS = 30.0
 IRREVOCABLE_STATES = frozenset(
     {"starting", "filling", "filling_digested", "filled", "verifying", "verified", "settled", "finalising"}
     | {"frozen", "yielded", "digesting", "digested", "releasing", "released"}
-    | {"cleaning", "restoring", "yielding", "clearing", "clearing_late", "carrying", "reviving"}
+    | {"cleaning", "restoring", "yielding", "clearing", "clearing_late", "recalling", "carrying", "reviving"}
 )
 """States whose steps are retried for ever: no abort exists, or the step is the abort itself."""
 MAX_REASON_CHARACTERS = 2000
@@ -50,6 +51,26 @@ MAX_REASONS_CHARACTERS = 6_000
 """Of all reasons together: a character may take six bytes in an event, which may have 64 KiB."""
 ENDS_STEP = "ends_step"
 """An outcome that holds this ends its step: another host has to do something first, and the event says what."""
+
+
+class StartedAgainError(PermanentError):
+    """The source's container ran although it had been stopped.
+
+    Before the claim that ends the migration: what it has written is nowhere else. ``advice`` says what it means later.
+    """
+
+    def __init__(self, reason: str, state: str, source: str, target: str) -> None:
+        super().__init__(reason)
+        self.ends_migration = state == "frozen"
+        if self.ends_migration:
+            self.advice = ""  # as for any failure that ends it
+        elif state in ("recalling", "carrying"):
+            self.advice = f"the rollback goes on; {source} keeps what was written to its data meanwhile"
+        else:
+            self.advice = (
+                f"the container lives on {target} and goes on there; what has not arrived there yet may hold what was "
+                f"written on {source} meanwhile"
+            )
 
 
 def retry_delay_seconds(failures: int) -> float:
@@ -242,8 +263,10 @@ class Turns:
 
     def _failed(self, decision: Decision, error: CargoError) -> Turn:
         self.failures += 1
-        retrying = self.view.state in IRREVOCABLE_STATES or (
-            isinstance(error, TransientError) and self.failures < MAX_ATTEMPTS_BEFORE_CLAIM
+        final = getattr(error, "ends_migration", False)
+        retrying = not final and (
+            self.view.state in IRREVOCABLE_STATES
+            or (isinstance(error, TransientError) and self.failures < MAX_ATTEMPTS_BEFORE_CLAIM)
         )
         yield Tell(decision, error, retrying, self.failures)
         report = self._report(decision, error, retrying)
@@ -274,7 +297,7 @@ class Turns:
             reason=_clip(str(error)),
             retrying=retrying,
             attempt=self.failures,
-            advice=self._advice(retrying),
+            advice=getattr(error, "advice", "") or self._advice(retrying),
             code=_code(error),
             reasons=tuple(reasons),
         )
@@ -283,7 +306,7 @@ class Turns:
         request = self.view.requested.request
         if self.view.state in ("cleaning", "restoring"):
             return f"{self.host} keeps trying to undo what it did; look at its log if this lasts"
-        if self.view.state in IRREVOCABLE_STATES:
+        if self.view.state in IRREVOCABLE_STATES and retrying:
             return (
                 f"the data on {request.source} is kept untouched; {self.host} keeps trying, "
                 "and goes on by itself once the cause is gone"
@@ -300,5 +323,8 @@ def _clip(text: str) -> str:
 
 
 def _code(error: CargoError) -> Any:
-    """Errors that the coordinator answers in a special way name their ``code`` (``hostd/effects/base.py``)."""
+    """Errors that the coordinator answers in a special way name their ``code`` (``hostd/effects/base.py``).
+
+    One that knows better than the state what it means brings its own ``advice``, or ``ends_migration``.
+    """
     return getattr(error, "code", "refused" if isinstance(error, RefusedError) else "failed")

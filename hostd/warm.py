@@ -39,6 +39,8 @@ class WarmStart:
         self._gate = Gate(container_id)
         self._refused = ""
         self._failed: CargoError | None = None
+        self._grafting: threading.Thread | None = None
+        self._grafted: tuple[Graft, ...] = ()
         self._examined: tuple[int, OciConfig] | None = None
         """The container's first process, and what it was made from; once it waits."""
         self._started = threading.Event()
@@ -51,22 +53,37 @@ class WarmStart:
         threading.Thread(target=self._start, name=f"warm:{self.container_id[:12]}", daemon=True).start()
         threading.Thread(target=self._arrive, name=f"gate:{self.container_id[:12]}", daemon=True).start()
 
+    def arrived(self, timeout_seconds: float) -> bool:
+        """Wait, up to so long, until the start has come to its gate or is known not to. Returns whether that is so."""
+        return self._arrived.wait(timeout_seconds)
+
+    @property
+    def refused(self) -> str:
+        """Why it will have to start cold, as far as that is known; "" otherwise."""
+        return self._refused
+
+    def prepare(self, grafts: Sequence[Graft]) -> None:
+        """Begin to put the trees in, if it waits; the gate stays closed. ``go`` and ``cool`` wait for the end of it."""
+        if self._grafting is None and self._arrived.is_set() and not self._refused and self._gate.waiting:
+            self._grafted = tuple(grafts)
+            self._grafting = threading.Thread(target=self._graft, name=f"graft:{self.container_id[:12]}", daemon=True)
+            self._grafting.start()
+
     def go(self, grafts: Sequence[Graft]) -> str:
-        """Put the trees in and let the process run. Returns "", or why it has to start cold; then nothing runs.
+        """Put the trees in, unless that has been done, and let the process run. Returns "", or why it has to start cold; then nothing runs.
 
         Raises what Docker said when it could not start the container after the gate was opened.
         """
         self._arrived.wait(GATE_SECONDS)
+        self._end_of_graft()
         if not self._refused and (self._started.is_set() or not self._gate.waiting):
             # A start that Docker has given up (it may have died) must not be let go: nobody would know of the process.
             self._refused = str(self._failed or "the start did not come to its gate in time")
         if not self._refused and self._examined is None:
             self._refused = "the container was not looked at in time"
-        if not self._refused and self._examined is not None:
-            try:
-                graft(self._examined[0], grafts, self._examined[1])
-            except (GraftError, OSError, ValueError) as error:
-                self._refused = str(error)
+        if not self._refused and self._grafted != tuple(grafts):
+            self._grafted = tuple(grafts)
+            self._graft()
         if self._refused:
             self.cool()
             return self._refused
@@ -79,6 +96,7 @@ class WarmStart:
 
     def cool(self) -> None:
         """Shut the gate and wait until Docker has undone the start. Raises TransientError when it does not."""
+        self._end_of_graft()  # what it works on is a process that is still there
         self._gate.shut()
         deadline = time.monotonic() + SETTLE_SECONDS
         while not self._started.wait(LOOK_AGAIN_SECONDS):
@@ -88,6 +106,17 @@ class WarmStart:
                     "and it is not started before that"
                 )
         self._end()
+
+    def _graft(self) -> None:
+        assert self._examined is not None
+        try:
+            graft(self._examined[0], self._grafted, self._examined[1])
+        except (GraftError, OSError, ValueError) as error:
+            self._refused = str(error)
+
+    def _end_of_graft(self) -> None:
+        if self._grafting is not None:
+            self._grafting.join()
 
     def _end(self) -> None:
         self._engine.starting.discard(self.container_id)

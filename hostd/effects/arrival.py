@@ -143,14 +143,21 @@ def _union(context: Context, mount: Mount, number: int) -> Union:
         place = bind_place(mount)
         stage = place.parent / f".cargo-{context.migration}-{number}"
     else:
-        volume = context.bench.engine.volume_inspect(mount.name)
-        if volume is None:
-            raise PermanentError(f"the volume {mount.name!r} has gone from {context.host}")
-        place = Path(volume["Mountpoint"])
+        place = _place_of_volume(context, mount.name)
         stage = place.parent / VOLUME_STAGE
     return Union(
         stage, place, single_file=mount.single_file, patience_seconds=context.bench.settings.read_patience_seconds
     )
+
+
+def _place_of_volume(context: Context, name: str) -> Path:
+    """Asked once a step: an answer takes Docker some milliseconds, of which the stop window has few."""
+    if name not in context.places:
+        volume = context.bench.engine.volume_inspect(name)
+        if volume is None:
+            raise PermanentError(f"the volume {name!r} has gone from {context.host}")
+        context.places[name] = Path(volume["Mountpoint"])
+    return context.places[name]
 
 
 def bind_place(mount: Mount) -> Path:

@@ -19,7 +19,10 @@ class AttachRemote(Effect):
     def run(self, context: Context) -> Outcome:
         if context.view.strategy in WITHOUT_UNION:
             return None
-        for arrival in arrivals(context):
+        here = arrivals(context)
+        if _just_done(context) and all(arrival.union.state().remote for arrival in here if arrival.union.federable):
+            return None
+        for arrival in here:
             context.check_cancelled()
             if arrival.union.federable and not arrival.union.state().settled:
                 arrival.attach_remote(context)
@@ -31,3 +34,14 @@ class AttachRemote(Effect):
             for arrival in existing_arrivals(context):
                 arrival.union.unmount_all()
         return None
+
+
+def _just_done(context: Context) -> bool:
+    """It was done before the stop was ordered, by this life of the agent, and nothing has failed since.
+
+    Asking whether it answers would take time that the container is down. If it has broken in this moment, reads wait until
+    ``supervise_container`` has opened it again.
+    """
+    view = context.view
+    later = view.state in ("ready", "bracing", "uniting") and view.boots.get("target_braced") == context.bench.boot
+    return later and f"hostd/{context.host}" not in view.failing

@@ -80,6 +80,8 @@ class Context:
     progress: Callable[[dict[str, Any]], None] = lambda _fields: None
     newest: Callable[[], View] | None = None
     """The stream as it is known by now: ``view`` is what the step began with."""
+    places: dict[str, Path] = field(default_factory=dict)
+    """Where volumes lie, as Docker has said during this step."""
     poke_after: float | None = None
     """Set by an effect that wants its step repeated after so many seconds without another event."""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from events.errors import PermanentError
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.stop_container import is_being_stopped
+from hostd.turn import StartedAgainError
 
 
 class GuardSource(Effect):
@@ -21,14 +22,23 @@ class GuardSource(Effect):
         prepared = context.view.source_prepared
         engine = context.bench.engine
         context.bench.guarded[prepared.container_id] = context.migration
-        if engine.pid(prepared.container_id) is None:
+        inspected = engine.inspect(prepared.container_id)
+        if inspected is None:
             return None
-        engine.set_restart_policy(prepared.container_id, "no")
+        engine.set_restart_policy(prepared.container_id, "no")  # a question, unless somebody has set another since
+        if not inspected["State"]["Running"]:
+            return None
         engine.stop(prepared.container_id, 0)
-        raise PermanentError(
+        new_life = context.view.boots.get("source_stopped") != context.bench.boot
+        if new_life and is_being_stopped(context, inspected):
+            return None  # its processes had ended, and Docker had not taken note yet when the agent was started anew
+        raise StartedAgainError(
             f"the container {prepared.container_name!r} was started on {context.host} by something else after it had "
             "been stopped for its move; it was stopped again. Its data there may have changed since: find out what "
-            "started it (Compose, a watchdog, a person) and keep it from doing so"
+            "started it (Compose, a watchdog, a person) and keep it from doing so",
+            context.view.state,
+            context.host,
+            context.view.request.target,
         )
 
     def undo(self, context: Context) -> Outcome:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from hostd.effects.arrival import arrivals, existing_arrivals
+from hostd.effects.arrival import Arrival, arrivals, existing_arrivals
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.graft import Graft
 from hostd.standing import note
 from hostd.verification import mark_mount
+
+
+def grafts(here: Sequence[Arrival]) -> list[Graft]:
+    """What a container that waits at its gate still has to be given; its layer is there already."""
+    return [Graft(a.union.place, a.mount.destination) for a in here if not a.union.layer]
+
+
+def just_mounted(context: Context) -> bool:
+    """Whether this life of the agent mounted everything right before the claim, and nothing has failed since."""
+    view = context.view
+    fresh = view.boots.get("target_claimed") == context.bench.boot and f"hostd/{context.host}" not in view.failing
+    return fresh and all(state.placed or state.settled for state in (a.union.state() for a in arrivals(context)))
 
 
 class MountUnion(Effect):
@@ -35,6 +49,9 @@ class MountUnion(Effect):
             union.mount_lower()
             union.mount_merged()
         note(context.directory, [arrival.union for arrival in here])
+        warm = context.bench.warm.get(context.migration)
+        if warm is not None and "target_claimed" not in context.view.facts:
+            warm.prepare(grafts(here))  # while the claim is appended; nothing runs before that
         return None
 
     def undo(self, context: Context) -> Outcome:

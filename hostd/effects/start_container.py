@@ -10,10 +10,9 @@ from hostd.effects.arrival import layer_arrival, our_container, volume_arrivals
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import arriving_spec
-from hostd.effects.mount_union import MountUnion
+from hostd.effects.mount_union import MountUnion, grafts, just_mounted
 from hostd.effects.open_layer import ensure_layer
 from hostd.effects.shared import require_shares
-from hostd.graft import Graft
 from hostd.inventory import BY_CONTAINER, port_problems
 from hostd.neighbours import announce
 from hostd.spec import ContainerSpec, missing_ports, port_bindings
@@ -34,9 +33,11 @@ class StartContainer(Effect):
         require_shares(context)
         engine = context.bench.engine
         ensure_layer(context)
-        MountUnion().run(context)
+        if not just_mounted(context):
+            MountUnion().run(context)
         mounted = time.monotonic()
-        container_id = our_container(context) or create(context, spec)
+        warm = context.bench.warm.get(context.migration)
+        container_id = warm.container_id if warm is not None else our_container(context) or create(context, spec)
         try:
             container_id, why_cold = _start(context, spec, container_id)
         except CargoError as error:
@@ -78,7 +79,7 @@ def _start(context: Context, spec: ContainerSpec, container_id: str) -> tuple[st
         why_cold = "the request says so"
     if warm is not None:
         # The writable layer is in the waiting container already, or the container would not wait any more.
-        if not (why_cold := warm.go([Graft(a.union.place, a.mount.destination) for a in volume_arrivals(context)])):
+        if not (why_cold := warm.go(grafts(volume_arrivals(context)))):
             return container_id, ""
         context.log.warning("the container could not go on from its gate; it starts cold", reason=why_cold)
     if settle_gate(engine, container_id) or warm is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Shown
 
-from benchkit import agent, bus, fleet, link, outage, page, peers, service, touch, union
+from benchkit import agent, budgets, bus, fleet, link, outage, page, peers, service, touch, union
 from benchkit.case import Case, Scale, Setting
 from benchkit.figures import Table
 from benchkit.stage import Stage
@@ -109,6 +109,9 @@ def measure(cases: list[Case], options: argparse.Namespace, console: Console) ->
                 page.write(CASES)
     finally:
         run.close()
+    judged = budgets.table(done, measured_only=True)
+    if judged.rows:
+        show(console, judged)
     if options.json:
         page.write_figures(options.json, done)
     return failed

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchkit import budgets
 from benchkit.case import Case, Result
 from benchkit.figures import Table
 
@@ -28,7 +29,7 @@ To measure it again (root, Debian 12, two cores, 35 GB of disk), on a machine th
 
     sudo scripts/bench --write                  everything, about {full} minutes
     sudo scripts/bench --quick                  small data sets, about {quick} minutes, prints only
-    sudo scripts/bench --only outage --write    one case; the others stay as they were recorded
+    sudo scripts/bench --only outage --write    one case, or several: --only outage --only bus; the others stay as they were recorded
     scripts/bench --list                        the cases, and how long each takes
 """
 
@@ -104,7 +105,8 @@ def markdown(table: Table) -> str:
 def page(cases: list[Case], figures: dict[str, Any]) -> str:
     """docs/benchmarks.md."""
     full, quick = (round(sum(getattr(case, name) for case in cases) / 60) for name in ("full_seconds", "quick_seconds"))
-    parts = [HEAD.format(full=full, quick=quick)]
+    parts = [HEAD.format(full=full, quick=quick), f"## Budgets\n\n{budgets.ABOUT}\n"]
+    parts.append(markdown(budgets.table(figures)) + "\n")
     for case in cases:
         parts.append(f"## {case.title}\n\n{case.about}\n")
         kept = figures.get(case.name)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLOURS = ("#5b6770", "#1f77b4", "#d1495b", "#2e8b57", "#b8860b", "#6a4c93")
+COLOURS = ("#5b6770", "#1f77b4", "#d1495b", "#2e8b57", "#b8860b", "#6a4c93", "#17a2a2")
 Point = tuple[float, float | None]
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from benchkit.services import REDIS, Service
 from coordinator.narrate import size
 from events.connecting import connect
 from events.schema import TERMINAL_PHASES, Event
@@ -26,12 +28,12 @@ from labkit.errors import LabError
 from labkit.host import Host
 from labkit.images import share
 from labkit.lab import Lab
-from labkit.network import command
+from labkit.network import BRIDGE, command
 from labkit.trust import OPERATOR_IDENTITY
 from labkit.waiting import wait_until
 from labkit.witness import wait_until_answering
 
-PORT = 6379
+PORT = REDIS.port
 CONTAINER = "bench"
 VOLUME = "benchdata"
 VOLUMES = "/var/lib/docker/volumes"
@@ -43,6 +45,7 @@ TICKING_COMMAND = ["sh", "-c", "trap 'exit 0' TERM; while :; do date > /data/tic
 END_SECONDS = 900.0
 FOLD_SECONDS = 180.0
 DIRECTORIES = 100
+FORWARDER = Path(__file__).with_name("distance.py")
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,11 @@ class Load:
 class Stage:
     """The lab, the bus, and the container."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, names: tuple[str, str] = ("alpha", "beta")) -> None:
         self.lab = lab
         self.store = connect(EtcdSettings(endpoints=tuple(lab.etcd.endpoints.split(","))))
-        self.alpha, self.beta = lab.host("alpha"), lab.host("beta")
-        self.hosts = [self.alpha, self.beta]
-        self.home = self.alpha
+        self.hosts = [lab.host(name) for name in names]
+        self.home = self.hosts[0]
         self._images: dict[str, str] = {}
         self._number = 0
         self._records = 0
@@ -78,7 +80,7 @@ class Stage:
     @property
     def away(self) -> Host:
         """Where the container goes next."""
-        return self.beta if self.home is self.alpha else self.alpha
+        return self.hosts[1] if self.home is self.hosts[0] else self.hosts[0]
 
     @property
     def addresses(self) -> list[str]:
@@ -104,11 +106,11 @@ class Stage:
         host.docker_client().volumes.create(VOLUME)
         write_load(host.path(TREE) / "load", load)
 
-    def run_service(self) -> None:
-        """Start the Redis of the benchmark, on its volume; it fsyncs every write."""
-        self._create(self.home, "redis").start()
-        wait_until_answering(self.home.spec.address, PORT)
-        self._wait_listed()
+    def run_service(self, service: Service = REDIS) -> None:
+        """Start one of the benchmark's services, on its volume; it fsyncs every write."""
+        self.create(self.home, service).start()
+        service.wait_until_answering(self.home.spec.address)
+        self.wait_listed()
 
     def run_idle(self, *, ticking: bool = False) -> None:
         """Start a container that only holds the volume."""
@@ -120,18 +122,21 @@ class Stage:
             detach=True,
             volumes={VOLUME: {"bind": "/data"}},
         )
-        self._wait_listed()
+        self.wait_listed()
 
-    def _create(self, host: Host, image: str) -> Any:
-        return host.docker_client().containers.create(
-            self.image(image) if image in ("redis", "busybox") else image,
-            name=CONTAINER,
-            ports={f"{PORT}/tcp": PORT},
-            volumes={VOLUME: {"bind": "/data"}},
-            restart_policy={"Name": "always"},
-        )
+    def create(self, host: Host, service: Service = REDIS, **options: Any) -> Any:
+        """The service's container, not started. ``options`` are the docker SDK's, in the place of the usual ones."""
+        usual = {
+            "image": options.pop("image", None) or self.image(service.image),
+            "name": CONTAINER,
+            "ports": {f"{service.port}/tcp": service.port},
+            "volumes": {VOLUME: {"bind": "/data"}},
+            "restart_policy": {"Name": "always"},
+        }
+        return host.docker_client().containers.create(**{**usual, **service.options, **options})
 
-    def _wait_listed(self) -> None:
+    def wait_listed(self) -> None:
+        """Until Cargo knows that the container runs here."""
         key = self.store.keys.inventory_item(self.home.spec.name, CONTAINER)
 
         def listed() -> bool:
@@ -141,7 +146,7 @@ class Stage:
         wait_until(listed, f"{self.home.spec.name} does not list the container", 30)
 
     def clear(self) -> None:
-        """Remove whatever a case left, and begin on alpha again."""
+        """Remove whatever a case left, and begin on the first host again."""
         for host in self.hosts:
             for container in host.docker_client().containers.list(all=True):
                 container.remove(force=True)
@@ -151,13 +156,13 @@ class Stage:
         for host in self.hosts:
             for volume in host.docker_client().volumes.list():
                 volume.remove(force=True)
-        self.home = self.alpha
+        self.home = self.hosts[0]
 
     # --- Cargo ---------------------------------------------------------------------------------
 
     def ask(self, **request: Any) -> str:
         """Put a request to move the container; returns the migration's name."""
-        self._wait_listed()
+        self.wait_listed()
         self._number += 1
         name = f"bench-{self._number}"
         body = {
@@ -250,14 +255,14 @@ class Stage:
         The container on the other host has been created before, as a careful person would.
         """
         self.away.docker_client().volumes.create(VOLUME)
-        self._create(self.away, "redis")
+        self.create(self.away)
         began = time.monotonic()
         if first_copy:
             self.rsync(TREE)
         self.home.run(["docker", "stop", CONTAINER])
         self.rsync(TREE)
         self.away.run(["docker", "start", CONTAINER])
-        return self._handed_over(began)
+        return self.handed_over(began)
 
     def commit_save_load(self) -> float:
         """``docker commit``, ``save``, ``load``, and the volume by tar: all while stopped. Returns seconds in all."""
@@ -268,23 +273,24 @@ class Stage:
         began = time.monotonic()
         self.home.run(["docker", "stop", CONTAINER])
         self.home.run(["docker", "commit", CONTAINER, moved])
-        _piped(away, [*ssh, peer, "docker", "save", moved], ["docker", "load", "-q"])
-        _piped(away, [*ssh, peer, "tar", "-C", TREE, "-cf", "-", "."], ["tar", "-C", TREE, "-xpf", "-"])
-        self._create(away, moved).start()
-        took = self._handed_over(began)
+        piped(away, [*ssh, peer, "docker", "save", moved], ["docker", "load", "-q"])
+        piped(away, [*ssh, peer, "tar", "-C", TREE, "-cf", "-", "."], ["tar", "-C", TREE, "-xpf", "-"])
+        self.create(away, image=moved).start()
+        took = self.handed_over(began)
         for host in self.hosts:
             with contextlib.suppress(Exception):
                 host.docker_client().images.remove(moved, force=True)
         return took
 
-    def _handed_over(self, began: float) -> float:
+    def handed_over(self, began: float) -> float:
+        """The service answers on the other host: remove it here. Returns seconds since ``began`` until it did."""
         wait_until_answering(self.away.spec.address, PORT)
         took = time.monotonic() - began
         docker = self.home.docker_client()
         docker.containers.get(CONTAINER).remove(force=True)
         docker.volumes.get(VOLUME).remove(force=True)
         self.arrived()
-        self._wait_listed()
+        self.wait_listed()
         return took
 
     # --- the link ------------------------------------------------------------------------------
@@ -303,6 +309,33 @@ class Stage:
             for name in names:
                 with contextlib.suppress(LabError):
                     command([*inside, "del", "dev", name, "root"])
+
+    @contextlib.contextmanager
+    def distant(self, milliseconds: float) -> Iterator[None]:
+        """The first host is so far away from everything else, there and back, while this lasts. Raises LabError."""
+        inside = ["nsenter", "-t", str(self.lab._hub.pid), "-n"]
+        ip = [*inside, "ip", "link"]
+        port, near, far = self.hosts[0].spec.name, "near0", "far0"
+        forward = [*inside, sys.executable, "-I", str(FORWARDER), port, near, str(milliseconds / 2)]
+        carrier: subprocess.Popen[bytes] | None = None
+        try:
+            command([*ip, "add", near, "type", "veth", "peer", "name", far])
+            for end in (near, far):
+                command([*ip, "set", end, "up"])
+            carrier = subprocess.Popen(forward, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            assert carrier.stdout is not None
+            if carrier.stdout.readline().strip() != b"ready":
+                raise LabError("the process that is to make distance did not start")
+            command([*ip, "set", port, "nomaster"])
+            command([*ip, "set", far, "master", BRIDGE])
+            yield
+        finally:
+            if carrier is not None:
+                carrier.kill()
+                carrier.wait()
+            for line in (["del", near], ["set", port, "master", BRIDGE]):
+                with contextlib.suppress(LabError):
+                    command([*ip, *line])
 
     def sent_bytes(self, host: Host) -> int:
         """What the host has sent on its cable so far."""
@@ -323,7 +356,7 @@ class Stage:
         return sorted(found, key=lambda entry: str(entry["timestamp"]))
 
 
-def _piped(host: Host, first: list[str], second: list[str]) -> None:
+def piped(host: Host, first: list[str], second: list[str]) -> None:
     """``first | second`` on the host."""
     left = host.popen(first, stdout=subprocess.PIPE)
     right = host.popen(second, stdin=left.stdout, stdout=subprocess.DEVNULL)

@@ -178,5 +178,5 @@ CASE = Case(
     run=run,
     tables=tables,
     quick_seconds=60,
-    full_seconds=190,
+    full_seconds=300,
 )

@@ -11,6 +11,7 @@ import pytest
 
 from events import schema
 from labkit import LabError
+from labkit.waiting import wait_until
 from labkit.witness import Witness, wait_until_answering
 from tests.e2e.conftest import Ground
 from tests.e2e.test_configuration import EVERYTHING, moved, start
@@ -118,6 +119,31 @@ def told_by(container: Container) -> dict[str, object]:
         name: host_config[name] for name in ("Memory", "CapAdd", "Ulimits", "ExtraHosts", "Tmpfs", "ReadonlyRootfs")
     }
     return {**{name: config.get(name) for name in names}, "Labels": labels, **limits}
+
+
+@pytest.mark.parametrize("target", ["gamma", "delta"])
+def test_a_container_goes_on_from_its_gate_on_a_newer_engine(fleet: Fleet, target: str) -> None:
+    """The runtime is installed by its one command, which restarts nothing; a restart and an exec are as before."""
+    name, host = f"warm-{target}", fleet.lab.host(target)
+    command = [host.python, "-m", "hostd.runtime.install"]
+    environment = {"PYTHONPATH": host.python_path}
+    fleet.sleeper(f"{name}-beside", host=target)
+    before = fleet.present(target, f"{name}-beside").attrs["State"]["StartedAt"]
+    host.run([*command, "install"], env=environment)
+    fleet.at_end(lambda: host.run([*command, "remove"], env=environment) and None)
+    wait_until(lambda: "cargo" in fleet.docker[target].info()["Runtimes"], "Docker does not know the runtime", 20)
+    fleet.sleeper(name, working_dir="/data", volumes={name: {"bind": "/data"}})
+    fleet.execute("alpha", name, "echo one > /data/file; echo two > /etc/mine")
+    events = fleet.migrate(f"{name}-1", name, target=target)
+    said = next(event.data for event in events if isinstance(event.data, schema.TargetStarted))
+    assert (said.start, said.why_cold) == ("warm", "")
+    assert fleet.execute(target, name, "cat /data/file /etc/mine; readlink /proc/1/cwd") == "one\ntwo\n/data\n"
+    assert fleet.gates(target) == []
+    fleet.present(target, name).restart(timeout=5)
+    fleet.wait_running(target, name)
+    assert fleet.execute(target, name, "cat /data/file") == "one\n"
+    assert fleet.present(target, f"{name}-beside").attrs["State"]["StartedAt"] == before
+    fleet.assert_sound(f"{name}-1")
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)

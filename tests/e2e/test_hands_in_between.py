@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from events import schema
+from labkit.waiting import wait_until
 from tests.support.fleet import Container, Fleet
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
@@ -190,9 +191,97 @@ def test_a_container_that_a_person_removes_during_the_fill_leaves_its_volume_com
     assert fleet.container("alpha", "dropped.cargo-dropped-1") is not None
 
 
+# --- the source's copy is started by hand ------------------------------------------------------------------
+
+DIARY = "echo began >> /data/diary; trap 'exit 0' TERM; sleep 100000 & wait"
+
+
+def diarist(fleet: Fleet, name: str) -> Container:
+    """A container on alpha that writes down each of its starts. The oracle does not look: it is to run twice."""
+    (fleet.volume("alpha", f"{name}-data") / "goods").write_text("goods\n")
+    options = {"volumes": {f"{name}-data": {"bind": "/data"}}, "restart_policy": {"Name": "always"}}
+    made = fleet.docker["alpha"].containers.run(
+        fleet.images["busybox"], ["sh", "-c", DIARY], name=name, detach=True, **options
+    )
+    fleet.wait_listed("alpha", name)
+    return made
+
+
+def start_at(fleet: Fleet, name: str, point: str, **request: object) -> Container:
+    """Bring a migration to a point of beta's, at which beta waits, and start the source's copy there by hand.
+
+    Returns that copy once it has been stopped again, which is also in the history.
+    """
+    copy = diarist(fleet, name)
+    fleet.failpoints("hostd/beta", f"{point}=pause")
+    since = fleet.log_size("beta.hostd")
+    fleet.request(f"{name}-1", name, **request)
+    fleet.wait_step("beta.hostd", f'"point": "{point}"', since, 40)
+    wait_until(lambda: not fleet.running("alpha", name), "Docker takes no note of the stop", 10)
+    copy.start()  # before that it would do nothing
+    failed = fleet.wait_for(f"{name}-1", "step_failed").data
+    assert isinstance(failed, schema.StepFailed)
+    assert "was started on alpha by something else" in failed.reason
+    assert "was stopped again" in failed.reason
+    assert not fleet.running("alpha", name)
+    return copy
+
+
+def test_a_source_that_is_started_by_hand_before_the_claim_ends_the_migration_and_stays(fleet: Fleet) -> None:
+    """A15, P1: stopped again before the target may start; its data is the newest, so that is where it runs on."""
+    start_at(fleet, "eager", "target.apply_dirty:before_effect")
+    fleet.failpoints("hostd/beta", "")
+    events = fleet.wait_end("eager-1", "aborted")
+    assert "target_claimed" not in [event.type for event in events]
+    fleet.wait_running("alpha", "eager")
+    assert fleet.policy("alpha", "eager") == "always"
+    assert fleet.execute("alpha", "eager", "cat /data/diary").split() == ["began"] * 3, "its first life, by hand, ours"
+    fleet.assert_clean("beta", "eager-1")
+    fleet.assert_sound("eager-1")
+
+
+@pytest.mark.long
+def test_a_source_that_is_started_by_hand_during_the_fill_is_stopped_and_the_target_lives_on(fleet: Fleet) -> None:
+    """A15, P1, P3: its data may have changed, which is told; what the target has is what it had at the stop."""
+    start_at(fleet, "tardy", "target.fill_replica:before_effect", strategy="postcopy")
+    assert fleet.running("beta", "tardy")
+    said = fleet.cargoctl("why", "tardy-1").stdout
+    assert "was started on alpha by something else" in said
+    fleet.failpoints("hostd/beta", "")
+    fleet.wait_end("tardy-1", "completed")
+    assert fleet.execute("beta", "tardy", "cat /data/goods /data/diary").split() == ["goods", "began", "began"]
+    assert not fleet.running("alpha", "tardy.cargo-tardy-1")
+    fleet.assert_sound("tardy-1")
+
+
+def test_a_kept_copy_that_a_person_has_started_is_stopped_before_a_rollback_touches_its_data(fleet: Fleet) -> None:
+    """A15, P12: it runs on its data alone after the release; what the target wrote comes into data that nobody uses."""
+    diarist(fleet, "kept")
+    fleet.migrate("kept-1", "kept")
+    fleet.execute("beta", "kept", "echo more >> /data/goods")
+    copy = fleet.present("alpha", "kept.cargo-kept-1")
+    copy.start()
+    assert fleet.running("alpha", "kept.cargo-kept-1")
+    fleet.control("kept-1", "rollback")
+    events = fleet.wait_end("kept-1", "rolled_back")
+    failed = next(event.data for event in events if isinstance(event.data, schema.StepFailed))
+    assert "was started on alpha by something else" in failed.reason
+    fleet.wait_running("alpha", "kept")
+    assert fleet.execute("alpha", "kept", "cat /data/goods").split() == ["goods", "more"]
+    fleet.assert_clean("beta", "kept-1")
+    fleet.assert_sound("kept-1")
+
+
 # --- how the container is stopped ------------------------------------------------------------------------
 
 STUBBORN = "trap 'echo asked >> /data/said' INT; trap 'echo wrong >> /data/said' TERM; while :; do sleep 1; done"
+
+
+def told_end(events: Sequence[schema.Event]) -> tuple[int | None, bool]:
+    """Exit code, and whether it had to be killed: at the stop, or as soon as Docker knew."""
+    told = [event.data for event in events if isinstance(event.data, schema.SourceStopped | schema.SourceDigested)]
+    [known] = [(data.exit_code, data.unclean) for data in told if data.exit_code is not None]
+    return known
 
 
 def test_a_container_that_does_not_stop_in_time_is_killed_moved_and_told_about(fleet: Fleet) -> None:
@@ -202,8 +291,7 @@ def test_a_container_that_does_not_stop_in_time_is_killed_moved_and_told_about(f
         "stubborn", command=["sh", "-c", STUBBORN], stop_signal="SIGINT", volumes={"stubborn-data": {"bind": "/data"}}
     )
     events = fleet.migrate("stubborn-1", "stubborn", stop_timeout_seconds=2)
-    stopped = next(event.data for event in events if isinstance(event.data, schema.SourceStopped))
-    assert (stopped.exit_code, stopped.unclean) == (137, True)
+    assert told_end(events) == (137, True)
     assert fleet.execute("beta", "stubborn", "cat /data/said") == "asked\n"
     moved = fleet.present("beta", "stubborn").attrs["Config"]
     assert moved["StopSignal"] == "SIGINT"
@@ -214,8 +302,7 @@ def test_a_container_that_does_not_stop_in_time_is_killed_moved_and_told_about(f
 def test_a_clean_end_with_a_code_of_its_own_is_told_about(fleet: Fleet) -> None:
     fleet.run("coded", command=["sh", "-c", "trap 'exit 7' TERM; sleep 100000 & wait"])
     events = fleet.migrate("coded-1", "coded")
-    stopped = next(event.data for event in events if isinstance(event.data, schema.SourceStopped))
-    assert (stopped.exit_code, stopped.unclean) == (7, False)
+    assert told_end(events) == (7, False)
     labels = fleet.present("beta", "coded").attrs["Config"]["Labels"]
     assert (labels["cargo.migration"], labels["cargo.source"]) == ("coded-1", "alpha")
     kept = fleet.present("alpha", "coded.cargo-coded-1")

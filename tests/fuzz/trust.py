@@ -88,6 +88,25 @@ def run_request(raw: bytes) -> None:
     )
 
 
+def run_renewal(raw: bytes) -> None:
+    """A request for the next certificate: as it is found, and as if the host had signed it."""
+    with contextlib.suppress(CargoError):
+        joining.decode_renewal(raw, "alpha", _own().public)
+    text = raw.decode("utf-8", "replace")
+    signed = json.dumps({"request": text, "sig": _own().sign(b"cargo renewal 1\0" + text.encode())}).encode()
+    request = joining.decode_renewal(signed, "alpha", _own().public)
+    datetime.datetime.fromisoformat(request.ends).astimezone(datetime.UTC)
+    fleet().authority.certify(
+        request.csr.encode("utf-8", "surrogatepass"), "hostd/alpha/1", datetime.timedelta(hours=1)
+    )
+
+
+@cache
+def _renewal() -> bytes:
+    csr = certificate_request(_key(), "x").decode()
+    return msgspec.json.encode(joining.RenewalRequest(host="alpha", csr=csr, ends="2030-01-01T00:00:00+00:00"))
+
+
 def run_answer(raw: bytes) -> None:
     """What a host finds as its certificate: taken only if it is one."""
     answer = joining.decode_answer(raw)
@@ -167,6 +186,7 @@ def _proof_rows() -> bytes:
 
 TARGETS = (
     Target("join-request", run_request, [_request()], "json", 2),
+    Target("renewal", run_renewal, [_renewal()], "json", 2),
     Target("join-answer", run_answer, [_answer()], "json", 2),
     Target("token", run_token, [msgspec.json.encode(TOKEN), joining.encode_token(TOKEN).encode()], weight=2),
     Target("member", run_member, [msgspec.json.encode(MEMBER), encode_member(MEMBER, fleet().authority)], "json", 2),

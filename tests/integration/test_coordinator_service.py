@@ -20,7 +20,7 @@ from events.records import ContainerRecord, HostRecord, MountRecord, encode_cont
 from events.schema import Event
 from events.stamp import Stamper
 from events.store import Follower, Snapshot
-from tests.support.histories import prepared
+from tests.support.histories import History, prepared
 
 REQUEST = json.dumps({"container": "web", "source": "alpha", "target": "beta"}).encode()
 DEADLINE_SECONDS = 20.0
@@ -216,6 +216,43 @@ def test_a_history_that_was_tampered_with_is_left_alone_and_others_go_on(fleet: 
     with pytest.raises(ChainError):
         fleet.store.read("web-1")
     assert fleet.store.get(keys.event("web-1", 5)) is None
+
+
+def until_started(fleet: Fleet, migration: str) -> None:
+    """A history whose target runs the container."""
+    last: Event | None = None
+    for event in History().up_to("target_started").events:
+        stamp = schema.Stamp(uuid=event.uuid, at=event.at, by=event.by, boot=event.boot, epoch=1)
+        last = fleet.store.append(migration, last, event.data, cause=event.cause, stamp=stamp, notify=())
+
+
+@pytest.mark.parametrize("sign", ["registers", "writes"])
+def test_that_a_target_is_off_is_not_believed_any_more_once_its_agent_has_shown_itself(fleet: Fleet, sign: str) -> None:
+    """P1: nobody led for a while, and the host was switched on again meanwhile."""
+    until_started(fleet, "web-1")
+    control = b'{"control":"rollback","discard_target_writes":true,"target_off":"ada"}'
+    fleet.store.put(fleet.store.keys.control("web-1"), control)
+    if sign == "registers":
+        record = HostRecord(host="beta", address="10.0.0.1", free_bytes=10**9, boot="another")
+        fleet.store.put(fleet.store.keys.host("beta"), encode_host(record))
+    else:
+        fleet.act("beta", "web-1", schema.FillFinished(bytes_moved=0, files=0, duration_seconds=0.0))
+    fleet.start()
+    refused = fleet.until("web-1", "control_refused")[-1].data
+    assert isinstance(refused, schema.ControlRefused)
+    assert "beta" in refused.reason
+    assert "ada" in refused.reason
+    until(lambda: fleet.store.get(fleet.store.keys.control("web-1")) is None, "the control is taken away")
+    assert "rollback_ordered" not in fleet.types("web-1")
+
+
+def test_that_a_target_is_off_is_believed_while_nothing_is_heard_of_it(fleet: Fleet) -> None:
+    """A registration from before may still be there: its lease has not run out yet."""
+    until_started(fleet, "web-1")
+    control = b'{"control":"rollback","discard_target_writes":true,"target_off":"ada"}'
+    fleet.store.put(fleet.store.keys.control("web-1"), control)
+    fleet.start()
+    fleet.until("web-1", "target_asserted_off")
 
 
 def test_a_control_for_no_migration_is_cleared_without_harm(fleet: Fleet) -> None:

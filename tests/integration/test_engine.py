@@ -353,6 +353,16 @@ def test_a_container_that_ignores_the_stop_is_killed_and_that_is_said(dockerd: P
     assert ended.finished_at.startswith("20")
 
 
+def test_an_early_stop_waits_for_docker_where_processes_cannot_be_seen(dockerd: PrivateDockerd, engine: Engine) -> None:
+    """P3: Docker counts processes in a namespace of its own here, so their numbers mean others to this process."""
+    running = dockerd.run("--name", "early", "--entrypoint", OBEYS[0], IMAGE, *OBEYS[1:])
+    until(lambda: engine.pid(running))
+    ended = engine.stop_early(running, 20)
+    assert ended is not None
+    assert (ended.exit_code, ended.unclean) == (7, False)
+    assert engine.stop_early(running, 20) == ended
+
+
 def test_waiting_for_an_end_that_does_not_come_gives_nothing(dockerd: PrivateDockerd, engine: Engine) -> None:
     running = dockerd.run(IMAGE)
     assert engine.wait_exit(running, 0.3) is None

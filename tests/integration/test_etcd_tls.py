@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from events import bus_check
+from events.crypto import new_tls_key
 from events.errors import StoreUnavailableError
 from events.etcd import EtcdAccess, EtcdStore
 from events.settings import EtcdSettings
@@ -91,8 +92,27 @@ def test_incomplete_tls_settings_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="TLS"):
         EtcdStore(["https://127.0.0.1:1"])
     missing = EtcdStore(["https://127.0.0.1:1"], access=EtcdAccess(ca=tmp_path / "no-such-file"))
-    with pytest.raises(StoreUnavailableError, match="cannot be read"):
+    with pytest.raises(StoreUnavailableError, match=r"cannot be used: .*no-such-file"):
         missing.revision()
+
+
+def test_files_that_are_cut_or_do_not_belong_together_are_refused_in_words(tls_etcd: str, tmp_path: Path) -> None:
+    """E30: gRPC would end the process for them."""
+    ca, cert, key = (tmp_path / name for name in ("ca.crt", "node.crt", "node.key"))
+    (tmp_path / "cut.crt").write_bytes(cert.read_bytes()[:200])
+    (tmp_path / "empty").touch()
+    (tmp_path / "other.key").write_bytes(new_tls_key())
+    for access in (
+        EtcdAccess(ca=ca, cert=tmp_path / "cut.crt", key=key),
+        EtcdAccess(ca=ca, cert=tmp_path / "empty", key=key),
+        EtcdAccess(ca=ca, cert=cert, key=tmp_path / "other.key"),
+        EtcdAccess(ca=ca, cert=cert, key=tmp_path / "empty"),
+        EtcdAccess(ca=tmp_path / "cut.crt", cert=cert, key=key),
+    ):
+        store = EtcdStore([tls_etcd], access=access)
+        with pytest.raises(StoreUnavailableError, match="cannot be used"):
+            store.revision()
+        store.close()
 
 
 def test_the_check_of_the_bus_speaks_tls_as_the_store_does(tls_etcd: str, tmp_path: Path) -> None:

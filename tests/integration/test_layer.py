@@ -291,6 +291,12 @@ def test_what_a_container_wrote_goes_on_in_the_next_one(bench: Bench) -> None:
     assert union.layer_root() == second.upper
     shutil.rmtree(second.upper)  # somebody removes that container
     assert union.layer_root() is None
+    third = Overlay(bench.base / "third", bench.source.image)
+    union = Union(bench.union.stage, third.upper, layer=True)
+    union.create()
+    with pytest.raises(PermanentError, match="by hand"):  # a container without its layer must not start
+        union.place_plain()
+    assert not os.listdir(third.upper)
 
 
 def test_marks_of_another_kernel_do_not_travel_and_contents_in_the_image_are_refused(bench: Bench) -> None:

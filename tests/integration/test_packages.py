@@ -23,6 +23,7 @@ from debkit.__main__ import main as build_deb
 from debkit.site import PYTHONS, wheel_of
 from labkit import roots
 from labkit.spec import REPOSITORY
+from labkit.waiting import wait_until
 from tests.support.package_tree import PackageTree, package_tree
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
@@ -213,6 +214,10 @@ def test_a_host_with_containers_on_unions_keeps_its_agent(packages: Path) -> Non
 
 ETCD = "set -a; . /etc/default/etcd; exec setpriv --reuid=etcd --regid=etcd --clear-groups etcd"
 """As its unit starts it."""
+ETCDCTL = (
+    "ETCDCTL_API=3 etcdctl --endpoints https://10.0.0.1:2379 --cacert /etc/cargo/fleet/ca.crt "
+    "--cert /etc/cargo/fleet/operator.crt --key /etc/cargo/fleet/operator.key"
+)
 
 
 def guides_blocks() -> list[str]:
@@ -221,40 +226,74 @@ def guides_blocks() -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def test_the_guides_commands_make_a_fleet_and_upgrade(packages: Path) -> None:
-    """Every command of the operator's guide, in its order, one machine playing all; etcd is real, other services are only enabled.
+class Reader:
+    """Does what the guide says, block by block, and what a service manager and a person would do in between."""
 
-    No service manager runs there. Of the person only the answer is given: the fingerprint as the host has shown it.
+    def __init__(self, tree: PackageTree) -> None:
+        self.tree = tree
+        self.joining: subprocess.Popen[str] | None = None
+        self.shown = ""
+        self.certificate = b""
+
+    def do(self, block: str) -> None:
+        script = re.sub(r"systemctl (reload|restart) \w+", "true", block.replace("enable --now", "enable")).rstrip()
+        if "fleet approve" in block:
+            script += f" --fingerprint {self.shown}"
+        line = ("sh", "-ec", f"cd /run/packages\n{script}".replace("alpha.token", "/tmp/alpha.token"))
+        if "cargo-hostd join" in block:
+            self.joining = self.tree.start(*line)
+            assert self.joining.stdout is not None
+            assert "asks to join" in self.joining.stdout.readline()
+            self.shown = self.joining.stdout.readline().strip()
+            return
+        done = self.tree.run(*line, check=False)
+        said = f"{block}{done.stdout}{done.stderr}"
+        assert done.returncode in ((0, 1) if "cargo-hostd check" in block else (0,)), said
+        self.go_on(block, done.stdout)
+
+    def go_on(self, block: str, said: str) -> None:
+        """What is to be seen after the block, or has to be waited for."""
+        if "restart etcd" in block:
+            self.tree.run("pkill", "-x", "etcd", check=False)
+            self.tree.start("sh", "-c", ETCD, quiet=True)
+        elif "cargo-coordinator check" in block:
+            assert said.endswith("coordinator c1: ready\n"), said
+        elif "--now cargo-coordinator" in block:
+            command = "exec runuser -u cargo-coordinator -- cargo-coordinator -c /etc/cargo/coordinator.cfg"
+            self.tree.start("sh", "-c", command, quiet=True)
+        elif "sshd_config.d" in block:
+            check_sshd(self.tree)
+        elif "fleet approve" in block:
+            assert self.joining is not None
+            assert "alpha is a member" in self.joining.communicate(timeout=60)[0]
+        elif "cargo-hostd check" in block:
+            check_host_of_the_fleet(said)
+        elif "--now cargo-hostd" in block:
+            self.tree.start("cargo-hostd", "-c", "/etc/cargo/hostd.cfg", quiet=True)
+            wait_until(self.asks_for_a_certificate, "the agent does not ask for its next certificate", 60)
+            self.certificate = self.certificate_of_alpha()
+        elif "fleet renew alpha" in block:
+            wait_until(lambda: self.certificate_of_alpha() != self.certificate, "alpha does not fetch it", 60)
+
+    def asks_for_a_certificate(self) -> bool:
+        return "alpha" in self.tree.run("sh", "-c", f"{ETCDCTL} get --keys-only /cargo/join/alpha/renewal").stdout
+
+    def certificate_of_alpha(self) -> bytes:
+        return (self.tree.root / "etc/cargo/trust/etcd.crt").read_bytes()
+
+
+def test_the_guides_commands_make_a_fleet_and_upgrade(packages: Path) -> None:
+    """Every command of the operator's guide, in its order, one machine playing all; etcd, coordinator and agent are real.
+
+    No service manager runs there: the test starts what the guide enables. Of the person only the answer is given: the fingerprint
+    as the host has shown it.
     """
     blocks = guides_blocks()
-    assert len(blocks) > 15
+    assert len(blocks) > 20
     with package_tree(Path("/"), packages, ("10.0.0.1", "10.0.0.11")) as tree:
-        joining, shown = None, ""
+        reader = Reader(tree)
         for block in blocks:
-            script = re.sub(r"systemctl (reload|restart) \w+", "true", block.replace("enable --now", "enable"))
-            line = ("sh", "-ec", f"cd /run/packages\n{script}".replace("alpha.token", "/tmp/alpha.token"))
-            if "cargo-hostd join" in block:
-                joining = tree.start(*line)
-                assert joining.stdout is not None
-                assert "asks to join" in joining.stdout.readline()
-                shown = joining.stdout.readline().strip()
-                continue
-            if "fleet approve" in block:
-                line = (*line[:2], f"{line[2].rstrip()} --fingerprint {shown}")
-            done = tree.run(*line, check=False)
-            said = f"{block}{done.stdout}{done.stderr}"
-            assert done.returncode in ((0, 1) if "cargo-hostd check" in block else (0,)), said
-            if "restart etcd" in block:
-                tree.start("sh", "-c", ETCD)
-            elif "cargo-coordinator check" in block:
-                assert done.stdout.endswith("coordinator c1: ready\n"), said
-            elif "cargo-hostd check" in block:
-                check_host_of_the_fleet(done.stdout)
-            elif "sshd_config.d" in block:
-                check_sshd(tree)
-            elif "fleet approve" in block:
-                assert joining is not None
-                assert "alpha is a member" in joining.communicate(timeout=60)[0]
+            reader.do(block)
         wanted = tree.root / "etc/systemd/system/multi-user.target.wants"
         assert {unit.name for unit in wanted.glob("cargo-*")} == {"cargo-hostd.service", "cargo-coordinator.service"}
         for private in (*(tree.root / "etc/cargo").rglob("*.key"), tree.root / "etc/cargo/ssh/id_ed25519"):

@@ -342,6 +342,24 @@ def test_a_container_that_is_rolled_back_is_not_started_again(at_target: Stage) 
     assert supervised.runs == before
 
 
+def test_what_docker_tells_while_a_step_looks_makes_it_look_again(at_source: Stage) -> None:
+    """A15: a container that is started while the guard looks, after it has looked."""
+    looks, go_on = threading.Event(), threading.Event()
+
+    def look(_context: Context) -> Outcome:
+        looks.set()
+        assert go_on.wait(DEADLINE_SECONDS)
+        return None
+
+    at_source.effects["guard_source"].script = look
+    at_source.append("requested", "prepare_ordered", "source_prepared", "target_prepared", "cutover_ordered")
+    at_source.give("source_stopped")
+    assert looks.wait(DEADLINE_SECONDS)
+    at_source.runner.kick(poke=True)
+    go_on.set()
+    at_source.until(lambda: at_source.effects["guard_source"].runs == 2)
+
+
 def test_one_undo_that_fails_does_not_keep_the_others_from_running(at_source: Stage) -> None:
     def fail_once(_context: Context) -> Outcome:
         at_source.effects["track_changes"].undo_script = lambda _context: None

@@ -545,8 +545,20 @@ def test_the_program_has_no_more_rights_than_reading_needs(place: Place) -> None
 # --- what is in progress -------------------------------------------------------------------------
 
 
-def test_withdrawing_ends_what_was_admitted_and_admits_no_more(lone: Place, tmp_path: Path) -> None:
-    """P15: a transfer under way does not outlive the migration's need of it."""
+def withdraw(place: Place) -> None:
+    place.keeper.settle(MIGRATION, None)
+
+
+def remove(place: Place) -> None:
+    place.keeper.bar(frozenset({"beta"}))
+    assert place.keeper.unsettled() == ["db-1"], "gamma's stays"
+
+
+@pytest.mark.parametrize("end", [withdraw, remove])
+def test_withdrawing_ends_what_was_admitted_and_admits_no_more(
+    lone: Place, tmp_path: Path, end: Callable[[Place], None]
+) -> None:
+    """P15: a transfer under way does not outlive the migration's need of it, nor its peer's membership."""
     with (lone.tree / "large").open("wb") as file:
         file.truncate(64 * 1024 * 1024)
     (tmp_path / "here").mkdir()
@@ -563,7 +575,7 @@ def test_withdrawing_ends_what_was_admitted_and_admits_no_more(lone: Place, tmp_
     thread = threading.Thread(target=pull)
     thread.start()
     wait_for(lambda: any(b"rsync" in comm(int(file.name)) for file in lone.sessions))
-    lone.keeper.settle(MIGRATION, None)
+    end(lone)
     thread.join(DEADLINE_SECONDS)
     assert len(problems) == 1
     assert not any(comm(int(file.name)) for file in lone.sessions)
@@ -571,6 +583,16 @@ def test_withdrawing_ends_what_was_admitted_and_admits_no_more(lone: Place, tmp_
     assert_refused(lone, lone.ask_rsync(b".", tree), because="admits")
     assert_refused(lone, lone.ask_rsync(b".", os.fsencode(lone.own / "spec.json")), because="admits")
     assert_refused(lone, lone.sftp("ls /"), because="has a tree to look at", told=False)
+
+
+def test_a_host_that_joined_again_is_admitted_again(lone: Place) -> None:
+    lone.keeper.bar(frozenset({"beta"}))
+    lone.admit()  # whatever its migration calls for
+    tree = lone.remote(lone.tree).partition(b":")[2] + b"/"
+    assert_refused(lone, lone.ask_rsync(b".", tree), because="admits")
+    lone.keeper.bar(frozenset())
+    lone.admit()
+    assert b"cargo-gate" not in lone.ask_rsync(b".", tree).stderr
 
 
 def comm(pid: int) -> bytes:

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.simulation import campaign
+from tests.simulation import campaign, compiled
 from tests.simulation.running import run_many
 from tests.simulation.scheduler import Simulation
 
@@ -31,7 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="write every few thousand seeds down there, and run only what it lacks: for runs of hours",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="say what such a file holds, and run nothing")
+    parser.add_argument(
+        "--compiled", action="store_true", help="run a copy compiled by mypyc: made once in minutes, twice as fast"
+    )
     options = parser.parse_args(arguments)
+    if options.compiled and not compiled.is_compiled():
+        compiled.run_compiled(sys.argv[1:] if arguments is None else arguments)
     if options.report is not None or options.results is not None:
         if options.report is None:
             campaign.run(options.first, options.seeds, options.jobs, options.results)

@@ -131,7 +131,17 @@ class Quiet:
     def debug(self, *_args: object, **_fields: object) -> None:
         """Dropped, as is everything."""
 
-    info = warning = error = exception = debug
+    def info(self, *_args: object, **_fields: object) -> None:
+        """Dropped."""
+
+    def warning(self, *_args: object, **_fields: object) -> None:
+        """Dropped."""
+
+    def error(self, *_args: object, **_fields: object) -> None:
+        """Dropped."""
+
+    def exception(self, *_args: object, **_fields: object) -> None:
+        """Dropped."""
 
 
 class Process:
@@ -177,6 +187,8 @@ class Runner:
         self.operation: Any = None
         self.performing: Performance | None = None
         self.context: Ctx | None = None
+        self.appending = self.peek_after = False
+        """In the middle of an append; somebody wants to look at the history after it."""
         self.wait_until = 0.0
         self.poke_at: float | None = None
         self.halted = ""
@@ -200,13 +212,18 @@ class Runner:
         if poke:
             self.turns.rested = None
         self.woken = True
-        if self.turns.busy_step and not self.halted:
-            try:
-                decision = self.turns.learn(self.agent.store.read(self.migration, after=self.turns.last))
-            except CargoError:
-                return
-            if self.turns.overtaken(decision) and self.context is not None:
-                self.context.cancelled = True
+        if self.appending:  # it reads when the append is done, as the real one does, which takes a lock for both
+            self.peek_after = True
+        elif self.turns.busy_step and not self.halted:
+            self._peek()
+
+    def _peek(self) -> None:
+        try:
+            decision = self.turns.learn(self.agent.store.read(self.migration, after=self.turns.last))
+        except CargoError:
+            return
+        if self.turns.overtaken(decision) and self.context is not None:
+            self.context.cancelled = True
 
     def advance(self) -> None:
         try:
@@ -274,16 +291,14 @@ class Runner:
         if isinstance(operation, Begin):
             self.context = Ctx(self.migration, self.turns.view, self.agent)
         elif isinstance(operation, Append):
-            draft = self.turns.draft(operation.data, operation.decision)
-            event = self.agent.store.append(
-                self.migration,
-                draft.previous,
-                draft.data,
-                cause=draft.cause,
-                stamp=self.agent.stamper.stamp(draft.epoch),
-                notify=draft.notify,
-            )
-            self.turns.appended(event)
+            self.appending = True
+            try:
+                self._append(operation)
+            finally:
+                self.appending = False
+                if self.peek_after:
+                    self.peek_after = False
+                    self._peek()
         elif isinstance(operation, Rest):
             if self.context is not None and self.context.poke_after is not None:
                 self.poke_at = self.agent.sim.clock + self.context.poke_after
@@ -292,6 +307,18 @@ class Runner:
         elif isinstance(operation, Pass):
             pass
         return None
+
+    def _append(self, operation: Append) -> None:
+        draft = self.turns.draft(operation.data, operation.decision)
+        event = self.agent.store.append(
+            self.migration,
+            draft.previous,
+            draft.data,
+            cause=draft.cause,
+            stamp=self.agent.stamper.stamp(draft.epoch),
+            notify=draft.notify,
+        )
+        self.turns.appended(event)
 
 
 class Agent(Process):
@@ -361,7 +388,11 @@ class Agent(Process):
             self.wake(pair.key[len(self.inbox) :])
 
     def wake(self, migration: str) -> None:
-        """As ``hostd/service.py`` does."""
+        """As ``hostd/service.py`` does, which has registered the host by then."""
+        if not self.told_of:
+            self.tell()
+        if not self.told_of:
+            return
         known = self.runners.get(migration)
         try:
             if known is not None and known.finished and known.turn is None:
@@ -418,7 +449,10 @@ class Agent(Process):
     def tell(self) -> None:
         """Write what runs here into the inventory, if that has changed."""
         here = self.host.containers.values()
-        what = [tuple(self.host.volumes), *((c.id, c.name, c.running, c.policy, c.label) for c in here)]
+        what: list[tuple[object, ...]] = [
+            tuple(self.host.volumes),
+            *((c.id, c.name, c.running, c.policy, c.label) for c in here),
+        ]
         if what == self.told_of:
             return
         keys = self.store.keys
@@ -427,6 +461,7 @@ class Agent(Process):
             address=self.host.name,
             free_bytes=10**12,
             volumes=tuple(self.host.volumes),
+            boot=self.boot,
         )
         told = {keys.host(self.host.name): encode_host(host)}
         for container in self.host.containers.values():
@@ -484,18 +519,17 @@ class Agent(Process):
 class _Clock:
     """Stands for the module ``time`` in ``coordinator/service.py``."""
 
-    now: Callable[[], float] = staticmethod(lambda: 0.0)
+    def __init__(self, sim: Simulation) -> None:
+        self._sim = sim
 
-    @classmethod
-    def monotonic(cls) -> float:
+    def monotonic(self) -> float:
         """The simulation's clock."""
-        return cls.now()
+        return self._sim.clock
 
 
 def tame_clock(sim: Simulation) -> None:
     """Give the coordinator's service the simulation's clock."""
-    _Clock.now = staticmethod(lambda: sim.clock)
-    service_module.__dict__["time"] = _Clock
+    service_module.__dict__["time"] = _Clock(sim)
 
 
 class Coordinator(Process):

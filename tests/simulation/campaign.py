@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.simulation import world
 from tests.simulation.running import run_many
 
 RANGE_SEEDS = 5000
@@ -55,6 +56,7 @@ def run(first: int, count: int, jobs: int, results: Path) -> None:
             "first": begin,
             "seeds": summary.seeds,
             "code": code,
+            "compiled": not world.__file__.endswith(".py"),
             "seconds": round(time.monotonic() - began, 1),
             "core_seconds": round(_processor_seconds() - processor, 1),
             "steps": summary.steps,

@@ -29,7 +29,7 @@ from events.schema import (
 )
 from hostd import remainder
 from hostd.plan import View
-from hostd.turn import ENDS_STEP
+from hostd.turn import ENDS_STEP, StartedAgainError
 from tests.simulation.world import (
     LAYER_PATHS,
     VOLUME,
@@ -378,11 +378,23 @@ def stop_container(ctx: Ctx) -> Performance:
         raise PermanentError("the container does not exist on this host (any more)")
     yield
     ctx.docker()
-    ctx.agent.world_stop(container)
-    yield
     if container.policy != "no":
         raise PermanentError("the restart policy is back: something else manages the container")
+    ctx.files["stop-asked"] = container.id
+    if container.running:
+        container.unnoticed, container.ended_for = True, ctx.agent.boot
+    ctx.agent.world_stop(container)
+    yield
+    if container.unnoticed:
+        return {}  # Docker takes its time; ``digest_trees`` tells how it ended
     return {"exit_code": container.exit_code, "unclean": False, "stopped_at": "then"}
+
+
+def docker_says_running(ctx: Ctx, container: Container) -> bool:
+    """What the engine's adapter makes of it: who saw the end waits until Docker has taken note."""
+    if container.ended_for == ctx.agent.boot:
+        container.unnoticed = False
+    return container.running or container.unnoticed
 
 
 def stop_container_undo(ctx: Ctx) -> Performance:
@@ -392,8 +404,12 @@ def stop_container_undo(ctx: Ctx) -> Performance:
     container = ctx.source_container()
     if container is None:
         return {"running": False, "note": "the container was removed by somebody else meanwhile"}
-    if container.running:
-        return {"running": True}
+    if docker_says_running(ctx, container):
+        if "stop-asked" in ctx.files:
+            yield
+            container.unnoticed = False
+        if container.running or container.unnoticed:
+            return {"running": True}
     if not ctx.stop_intended():
         return {"running": False, "note": "left stopped: not this migration had stopped it"}
     ctx.agent.world_start(container)
@@ -433,6 +449,9 @@ def digest_trees(ctx: Ctx) -> Performance:
     root = TreeDigest(
         destination=ROOT, manifest=reference("digest-layer", layer), files=len(layer), size_bytes=len(layer)
     )
+    stopped, container = ctx.view.source_stopped, ctx.source_container()
+    if stopped is not None and stopped.exit_code is None and container is not None:
+        return {"trees": (tree, root), "exit_code": container.exit_code, "unclean": False, "stopped_at": "then"}
     return {"trees": (tree, root)}
 
 
@@ -440,11 +459,17 @@ def guard_source(ctx: Ctx) -> Performance:
     container = ctx.source_container()
     yield
     ctx.agent.guarded[ctx.view.source_prepared.container_id] = ctx.migration
-    if container is None or not container.running:
+    if container is None:
         return None
     set_policy(container, "no")
+    if not docker_says_running(ctx, container):
+        return None
+    running, container.unnoticed = container.running, False
     ctx.agent.world_stop(container)
-    raise PermanentError("the container was started by something else after it had been stopped for its move")
+    if not running:
+        return None  # Docker had not taken note of the end yet
+    words = "the container was started by something else after it had been stopped for its move"
+    raise StartedAgainError(words, ctx.view.state, ctx.agent.place, ctx.view.request.target)
 
 
 def guard_source_undo(ctx: Ctx) -> Performance:
@@ -684,8 +709,10 @@ def open_layer_undo(ctx: Ctx) -> Performance:
 def put_layer_in_place(ctx: Ctx) -> None:
     """The tree in the stage becomes the container's layer, once; before the container has ever run."""
     stage, container = ctx.host.layers.get(ctx.migration), ctx.our_container()
-    if stage is None or stage.placed_in or container is None:
+    if stage is None or container is None or stage.placed_in == container.id:
         return
+    if stage.placed_in:  # a person has removed the container that it was in, and the layer with it
+        raise PermanentError("the data that should take its place is not there: somebody has moved it by hand")
     container.layer, container.layer_changed, stage.placed_in = dict(stage.tree), set(), container.id
 
 
@@ -796,7 +823,7 @@ def warm_container(ctx: Ctx) -> Performance:
     """A container at its gate does not run, and whatever happens to it there, the start is the same one."""
     yield
     ctx.check_cancelled()
-    return None
+    return {"start": "warm"}
 
 
 def unmount_all(ctx: Ctx, union: Union) -> None:

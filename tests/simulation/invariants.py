@@ -48,7 +48,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "arm_tracking": ("sync_ordered",),
     "pull_round": ("sync_armed",),
     "attach_remote": ("target_prepared",),
-    "warm_container": ("cutover_ordered",),
+    "warm_container": ("brace_ordered",),
     "vouch_for_tracking": ("cutover_ordered",),
     "disarm_restart": ("cutover_ordered",),
     "stop_container": ("cutover_ordered",),
@@ -77,7 +77,9 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "target_prepared": ("source_prepared",),
     "sync_armed": ("sync_ordered",),
     "sync_finished": ("sync_armed",),
-    "cutover_ordered": ("target_prepared",),
+    "brace_ordered": ("target_prepared",),
+    "target_braced": ("brace_ordered",),
+    "cutover_ordered": ("target_braced",),
     "source_stopped": ("cutover_ordered",),
     "target_claimed": ("source_stopped",),
     "target_started": ("target_claimed",),
@@ -110,7 +112,7 @@ NEVER_AFTER: dict[str, tuple[str, ...]] = {
 
 ONCE = frozenset(EVENT_TYPES) - {
     "sync_ordered", "sync_armed", "sync_finished", "step_failed", "step_recovered", "control_refused", "paused",
-    "resumed", "cutover_ordered", "bwlimit_ordered",
+    "resumed", "brace_ordered", "target_braced", "cutover_ordered", "bwlimit_ordered",
 }  # fmt: skip
 TERMINAL = frozenset({"rejected", "completed", "finalised", "aborted", "rolled_back"})
 

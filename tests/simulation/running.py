@@ -6,7 +6,8 @@ import gc
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from tests.simulation.scheduler import Result, run_seed
 
@@ -61,7 +62,8 @@ def _results(seeds: range, jobs: int) -> Iterator[Result]:
         yield from map(_lean, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs, _prepare) as pool:
-        yield from pool.imap_unordered(_lean, seeds, chunksize=CHUNK)
+        for fields_of_one in pool.imap_unordered(_as_fields, seeds, chunksize=CHUNK):
+            yield Result(**fields_of_one)
         pool.close()
         pool.join()
 
@@ -70,6 +72,12 @@ def _prepare() -> None:
     """A worker collects garbage once in some seeds, and never looks through the modules for it."""
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS, 10, 100)
+
+
+def _as_fields(seed: int) -> dict[str, Any]:
+    """A result as it goes from process to process: a compiled one cannot be pickled itself."""
+    result = _lean(seed)
+    return {field.name: getattr(result, field.name) for field in fields(result)}
 
 
 def _lean(seed: int) -> Result:

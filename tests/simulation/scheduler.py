@@ -417,7 +417,7 @@ class Simulation:
 
     def _request(self) -> None:
         self.requests += 1
-        body = {
+        body: dict[str, Any] = {
             "container": "web",
             "source": "alpha",
             "target": "beta",

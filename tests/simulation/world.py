@@ -99,6 +99,10 @@ class Container:
     running: bool = False
     manually_stopped: bool = False
     exit_code: int = 0
+    unnoticed: bool = False
+    """Its processes have ended, and Docker still says that it runs."""
+    ended_for: str = ""
+    """The agent's life that saw it end so, and waits for Docker before it looks again."""
     sees: str = ""
     """``plain``, ``merged`` or ``bare`` (a place whose union is not mounted), fixed when it started."""
     layer: Tree = field(default_factory=dict)
@@ -157,6 +161,7 @@ class Host:
         union = volume.federated if volume is not None else None
         container.sees = "plain" if union is None else ("merged" if union.merged else "bare")
         container.running = True
+        container.unnoticed = False
         container.manually_stopped = False
         self.world.started(self, container, who)
 
@@ -174,6 +179,7 @@ class Host:
         for container in was:
             self.stop(container, manually=False, exit_code=137)
         for container in self.containers.values():
+            container.unnoticed = False
             revive = container.policy == "always"
             revive |= container.policy == "unless-stopped" and not container.manually_stopped
             revive |= container.policy == "on-failure" and container in was
@@ -200,6 +206,7 @@ class Host:
         self.docker = True
         self.boots += 1
         for container in self.containers.values():
+            container.unnoticed = False
             revive = container.policy == "always"
             revive |= container.policy == "unless-stopped" and not container.manually_stopped
             revive |= container.policy == "on-failure" and container.id in self.world.cut_short

@@ -50,6 +50,8 @@ STRAIGHT = (
     "prepare_ordered",
     "source_prepared",
     "target_prepared",
+    "brace_ordered",
+    "target_braced",
     "cutover_ordered",
     "source_stopped",
     "target_claimed",

@@ -55,9 +55,9 @@ class PackageTree:
         network = ["-n"] if self._alone else []
         return ["nsenter", "-t", str(self._holder), "-m", "-p", *network, "-r", "-w", "--", *argv]
 
-    def start(self, *argv: str) -> subprocess.Popen[str]:
-        """A command that goes on in the tree; it ends with the tree at the latest."""
-        pipe = subprocess.PIPE
+    def start(self, *argv: str, quiet: bool = False) -> subprocess.Popen[str]:
+        """A command that goes on in the tree; it ends with the tree at the latest. ``quiet``: nobody listens to it."""
+        pipe = subprocess.DEVNULL if quiet else subprocess.PIPE
         return subprocess.Popen(
             self.line(*argv),
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Connections of a client to real services, each a ``labkit.witness.Session``: write a record, list all records.
 
-Only what the witness needs, on the standard library: PostgreSQL's wire protocol, HTTP, and lines of text. A session
+Only what the witness needs, on the standard library: SQL, HTTP, and lines of text. A session
 never connects again by itself; everything that does not work raises OSError, as a client of the service would see it.
 """
 
@@ -10,13 +10,12 @@ import hashlib
 import http.client
 import json
 import socket
-import struct
+
+from labkit.postgresql import PostgresqlConnection
 
 CONNECT_SECONDS = 0.25
 ANSWER_SECONDS = 2.0
 LIST_SECONDS = 30.0
-PROTOCOL_3 = 196608
-"""https://www.postgresql.org/docs/15/protocol-message-formats.html, StartupMessage."""
 
 
 def _connected(address: str, port: int) -> socket.socket:
@@ -26,8 +25,8 @@ def _connected(address: str, port: int) -> socket.socket:
     return made
 
 
-class PostgresqlSession:
-    """Simple queries as the user ``service``, who needs no password."""
+class PostgresqlSession(PostgresqlConnection):
+    """Records as rows, each written together with a movement of money."""
 
     ACCOUNTS = 5000
     SCHEMA = (
@@ -38,41 +37,6 @@ class PostgresqlSession:
         "ALTER TABLE accounts ADD PRIMARY KEY (id)",
         "CREATE EXTENSION amcheck",
     )
-
-    def __init__(self, address: str, port: int) -> None:
-        self._socket = _connected(address, port)
-        self._file = self._socket.makefile("rb")
-        words = b"user\0service\0database\0postgres\0\0"
-        self._socket.sendall(struct.pack(">II", 8 + len(words), PROTOCOL_3) + words)
-        try:
-            self._rows()
-        except OSError:
-            self.close()
-            raise
-
-    def query(self, text: str) -> list[list[str]]:
-        """All rows of all statements in ``text``. Raises OSError, also for an error of the server."""
-        raw = text.encode() + b"\0"
-        self._socket.sendall(b"Q" + struct.pack(">I", 4 + len(raw)) + raw)
-        return self._rows()
-
-    def _rows(self) -> list[list[str]]:
-        rows: list[list[str]] = []
-        failed = ""
-        while True:
-            head = self._file.read(5)
-            if len(head) < 5:
-                raise ConnectionError(failed or "the connection was closed")
-            kind, length = head[:1], struct.unpack(">I", head[1:])[0] - 4
-            body = self._file.read(length)
-            if kind == b"D":
-                rows.append(_columns(body))
-            elif kind == b"E":
-                failed = body.decode(errors="replace").replace("\0", " ")
-            elif kind == b"Z":
-                if failed:
-                    raise ConnectionError(failed)
-                return rows
 
     def write(self, number: int) -> None:
         """A record, and money moved between two accounts, in one transaction."""
@@ -85,24 +49,8 @@ class PostgresqlSession:
 
     def numbers(self) -> list[int]:
         """All records."""
-        self._socket.settimeout(LIST_SECONDS)
+        self.wait_up_to(LIST_SECONDS)
         return [int(number) for (number,) in self.query("SELECT number FROM records ORDER BY number")]
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._file.close()
-        self._socket.close()
-
-
-def _columns(body: bytes) -> list[str]:
-    (count,) = struct.unpack_from(">H", body)
-    at, found = 2, []
-    for _ in range(count):
-        (length,) = struct.unpack_from(">i", body, at)
-        at += 4
-        found.append(body[at : at + length].decode() if length >= 0 else "")
-        at += max(0, length)
-    return found
 
 
 class HttpSession:

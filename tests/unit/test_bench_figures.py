@@ -93,5 +93,5 @@ def test_an_unknown_case_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_whole_benchmark_fits_into_the_time_that_the_page_promises() -> None:
-    assert sum(case.full_seconds for case in CASES) <= 25 * 60
-    assert sum(case.quick_seconds for case in CASES) <= 6 * 60
+    assert sum(case.full_seconds for case in CASES) <= 35 * 60
+    assert sum(case.quick_seconds for case in CASES) <= 8 * 60

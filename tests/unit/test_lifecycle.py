@@ -22,9 +22,27 @@ def test_the_happy_path_is_driven_by_the_coordinators_orders() -> None:
     for name in HAPPY_PATH[1:]:
         history.add(HAPPY_PATH[len(history.events)])
         decision = decide(fold(history.events))
-        if name in orders and name != "cutover_ordered":
+        if name in orders and name not in ("brace_ordered", "cutover_ordered"):  # one round is not enough
             assert schema.TYPE_OF[type(decision.append[0].data)] == name
     assert fold(history.add("completed") and history.events).terminal
+
+
+def test_the_stop_is_ordered_once_the_target_has_all_ready() -> None:
+    """P13: and never before, also after another round; the container runs on meanwhile."""
+    history = History().up_to("sync_finished")
+    for number in (2, 3):
+        history.add(schema.SyncOrdered(round=number, why="again"))
+        history.add(schema.SyncArmed(round=number))
+        history.add(schema.SyncFinished(round=number, bytes_moved=0, files=0, duration_seconds=0.0))
+        order = decide(fold(history.events)).append[0].data
+        assert isinstance(order, schema.BraceOrdered)
+        history.add(order)
+        decision = decide(fold(history.events))
+        assert decision.idle
+        assert "gets ready for the start" in decision.sentence
+        history.add("target_braced")
+        order = decide(fold(history.events)).append[0].data
+        assert isinstance(order, schema.CutoverOrdered)
 
 
 def test_a_second_round_is_ordered_before_the_cut_over() -> None:
@@ -90,6 +108,9 @@ def test_tracking_that_is_lost_again_and_again_ends_in_a_cut_over_that_assumes_n
         history.add(schema.SyncFinished(round=number, bytes_moved=0, files=0, duration_seconds=0.0))
         while not isinstance(order := decide(fold(history.events)).append[0].data, schema.CutoverOrdered):
             history.add(order)
+            if isinstance(order, schema.BraceOrdered):
+                history.add("target_braced")
+                continue
             assert isinstance(order, schema.SyncOrdered)
             history.add(schema.SyncArmed(round=order.round))
             history.add(schema.SyncFinished(round=order.round, bytes_moved=0, files=0, duration_seconds=0.0))

@@ -32,7 +32,8 @@ class Fleet:
 def test_pins_follow_the_members_and_outlive_the_bus(tmp_path: Path) -> None:
     """C8, B14: a removed host is gone from both files; no answer is no reason to forget anybody."""
     fleet, known, authorized = Fleet(), tmp_path / "ssh/known_hosts", tmp_path / "ssh/authorized_keys"
-    pins = Pins("alpha", fleet.members, known, authorized, structlog.get_logger())
+    barred: list[frozenset[str]] = []
+    pins = Pins("alpha", fleet.members, known, authorized, structlog.get_logger(), bar=barred.append)
     pins.look()
     assert known.read_text() == f"{HEADER}alpha ssh-ed25519 {'A' * 68}\nbeta ssh-ed25519 {'B' * 68}\n"
     assert authorized.read_text().count("ssh-ed25519") == 1
@@ -45,3 +46,7 @@ def test_pins_follow_the_members_and_outlive_the_bus(tmp_path: Path) -> None:
     pins.look()
     assert "beta" not in known.read_text()
     assert authorized.read_text() == HEADER
+    assert barred == [frozenset(), frozenset({"beta"})], "what it was admitted to ends, too"
+    del fleet.all["hostd/beta"]
+    pins.look()
+    assert barred[-1] == frozenset(), "that a record is missing is nobody's word"

@@ -43,9 +43,9 @@ def test_each_file_system_is_asked_for_what_will_lie_on_it() -> None:
     """P17: a bind's file system may be another one than Docker's."""
     assert reasons(mount("/large/a", megabytes=500), mount("/small/b", megabytes=9)) == []
     [said] = reasons(mount("/large/a", megabytes=500), mount("/small/b", megabytes=20))
-    assert "10485760 bytes free below /small" in said
+    assert "10.5 MB free below /small" in said
     [said] = reasons(mount("/small/a", megabytes=6), mount("/small/b", megabytes=6))
-    assert "the data needs 13841203" in said, "two that share one are summed up, with the margin"
+    assert "the data needs 13.8 MB" in said, "two that share one are summed up, with the margin"
 
 
 def test_inodes_count_where_a_file_system_has_a_fixed_number() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from events.errors import PermanentError
 from hostd import mounts
 from hostd.mounts import MountRecord, parse_mountinfo_line
 
@@ -50,3 +51,48 @@ def test_only_files_below_are_named_as_open(tmp_path: Path) -> None:
     (tmp_path / "inside-not").touch()
     with (tmp_path / "in" / "file").open(), (tmp_path / "inside-not").open():
         assert mounts.open_below(os.getpid(), os.fsencode(tmp_path / "in")) == [b"file"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "name", [b"plain", b"a b", b"tab\t#hash\\octal\\040", b"line\nline", b"\xff\xfe", b" ", b"#\\"]
+)
+def test_a_mount_point_of_any_name_is_found(tmp_path: Path, name: bytes) -> None:
+    """D19: also where only the lines that may be meant are taken apart."""
+    (tmp_path / "tree").mkdir()
+    point = tmp_path / os.fsdecode(name)
+    point.mkdir()
+    assert not mounts.is_mounted(point)
+    mounts.bind(tmp_path / "tree", point)
+    try:
+        assert mounts.is_mounted(point)
+    finally:
+        mounts.unmount(point)
+    assert not mounts.is_mounted(point)
+
+
+@pytest.mark.root
+def test_a_file_system_is_mounted_by_names_relative_to_a_directory(tmp_path: Path) -> None:
+    """O10: this process's own working directory stays what it was."""
+    here = os.getcwd()
+    stage = tmp_path / "a,b:c"
+    for part in ("lower", "upper", "work", "merged"):
+        (stage / part).mkdir(parents=True)
+    (stage / "lower" / "file").write_text("below")
+    options = "lowerdir=lower,upperdir=upper,workdir=work"
+    mounts.mount("overlay", "some-name", "merged", options, working_directory=stage)
+    try:
+        record = mounts.mount_at(stage / "merged")
+        assert record is not None
+        assert (record.kind, record.source) == ("overlay", b"some-name")
+        assert (stage / "merged" / "file").read_text() == "below"
+    finally:
+        mounts.unmount(stage / "merged")
+    assert os.getcwd() == here
+
+
+@pytest.mark.root
+def test_a_mount_that_the_kernel_refuses_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "merged").mkdir()
+    with pytest.raises(PermanentError, match="overlay could not be mounted on merged: "):
+        mounts.mount("overlay", "name", "merged", "lowerdir=missing", working_directory=tmp_path)

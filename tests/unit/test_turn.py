@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from events.errors import CancelledError, CargoError, ConflictError, PermanentError, TransientError
-from events.schema import Data, StepFailed
+from events.schema import Data, StepFailed, TargetClaimed
 from hostd import source, target
 from hostd.plan import Plan
-from hostd.turn import MAX_ATTEMPTS_BEFORE_CLAIM, Append, Operation, Perform, Read, Rest, Turns, Wait
+from hostd.turn import MAX_ATTEMPTS_BEFORE_CLAIM, Append, Operation, Perform, Read, Rest, StartedAgainError, Turns, Wait
 from tests.support.histories import History, prepared
 
 Answer = Callable[[Operation], Any]
@@ -135,3 +135,42 @@ def test_a_step_without_an_event_rests_until_its_cause_changes_or_it_is_poked() 
     assert drive(turns, failing("", TransientError("never"))) == ([Read()], False)
     turns.rested = None
     assert performed(drive(turns, failing("", TransientError("never")))[0]) == ["attach_remote"]
+
+
+def started_again(state: str) -> StartedAgainError:
+    return StartedAgainError("something else started it", state, "alpha", "beta")
+
+
+def test_a_source_that_something_else_starts_before_the_claim_has_failed_for_good() -> None:
+    """A15: what it wrote is in no list, so the coordinator has to end it."""
+    turns = turns_at(source.PLAN, "alpha", "source_stopped")
+    asked, _ = drive(turns, failing("guard_source", started_again("frozen")))
+    (report,) = reports(asked)
+    assert isinstance(report, StepFailed)
+    assert not report.retrying
+    assert "aborted" in report.advice
+
+
+def test_one_that_something_else_starts_after_the_claim_is_guarded_for_ever() -> None:
+    """A15."""
+    turns = turns_at(source.PLAN, "alpha", "target_claimed")
+    asked, _ = drive(turns, failing("guard_source", started_again("yielded")))
+    (report,) = reports(asked)
+    assert isinstance(report, StepFailed)
+    assert report.retrying
+    assert "lives on beta" in report.advice
+
+
+def test_a_target_claims_nothing_once_the_source_has_failed_for_good() -> None:
+    """A15, P2: not even when no coordinator is there to order the abort, nor when it was about to claim."""
+    history = History().up_to("source_stopped")
+    turns = Turns(target.PLAN, "beta")
+    decision = turns.learn(history.events)
+    assert decision.step == "unite"
+    history.add(StepFailed(step="guard", reason="x", retrying=False, attempt=1, advice="y"), by="hostd/alpha")
+    assert turns.learn(history.events[-1:]).step == ""
+    with pytest.raises(CancelledError):
+        turns.draft(TargetClaimed(), decision)
+    assert performed(drive(turns, failing("", PermanentError("never")))[0]) == []
+    history.add("abort_ordered")
+    assert turns.learn(history.events[-1:]).step == "clean"
