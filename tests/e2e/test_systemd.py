@@ -42,8 +42,6 @@ CHECK = """
     for n in 1 2 3; do [ "$(sha256sum < $n)" = "$(cat $n.sum)" ]; done
     [ "$(cat /data/calm)" = changed ]
 """
-SERVING = ("hostd.lower", "sshfs", "ssh")
-"""What an agent that is stopped leaves running on purpose: running containers read through it."""
 EXPOSURE = {LEADER: 1.5, AGENT: 7.4, MOUNTS: 6.6}
 
 

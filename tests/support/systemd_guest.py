@@ -125,14 +125,6 @@ class SystemdHost(GuestHost):
         lines = self.run(["systemctl", "show", "--timestamp=us+utc", unit]).splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
-    def processes(self, unit: str) -> list[str]:
-        """Command lines of everything in a unit's control group, its main process included."""
-        script = (
-            f'g=$(systemctl show -p ControlGroup --value {unit}); [ -z "$g" ] || '
-            'for p in $(cat "/sys/fs/cgroup$g/cgroup.procs" 2>/dev/null); do tr "\\0" " " < /proc/$p/cmdline; echo; done'
-        )
-        return [line.strip() for line in self.shell(script).splitlines() if line.strip()]
-
     def journal(self, unit: str, *options: str) -> list[dict[str, Any]]:
         """What a unit's processes and systemd itself wrote about it since the boot, oldest first."""
         said = self.run(["journalctl", "--no-pager", "-o", "json", "-b", "-u", unit, *options])
