@@ -80,11 +80,15 @@ _STEPS: dict[str, str] = {
     "pack": "packs the layers of the image that the target lacks",
     "arm": "begins to note what changes from now on",
     "sync": "copies the data while the container runs",
+    "serve": "serves the container's data to the target",
     "brace": "gets ready to take over, ahead of the stop",
+    "get_ready": "brings the container's start as far as it can go before the stop",
     "stop": "stops the container",
     "unite": "takes over the list of what has changed, and prepares the container's data",
     "start": "starts the container",
+    "guard": "sees that the container stays down",
     "fill": "brings the data that is still on the source",
+    "supervise": "sees that the container goes on running",
     "verify": "compares everything with the source",
     "digest": "describes its data for the comparison",
     "release": "lets go",
@@ -95,6 +99,7 @@ _STEPS: dict[str, str] = {
     "carry": "takes over what the container wrote on the target",
     "revive": "starts the container again",
     "yield": "stops the container, and lists what it wrote",
+    "offer": "offers what the container wrote to the source",
     "clear": "removes what it made for the migration",
 }
 

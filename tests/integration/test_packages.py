@@ -254,8 +254,7 @@ class Reader:
     def go_on(self, block: str, said: str) -> None:
         """What is to be seen after the block, or has to be waited for."""
         if "restart etcd" in block:
-            self.tree.run("pkill", "-x", "etcd", check=False)
-            self.tree.start("sh", "-c", ETCD, quiet=True)
+            self.restart_etcd()
         elif "cargo-coordinator check" in block:
             assert said.endswith("coordinator c1: ready\n"), said
         elif "--now cargo-coordinator" in block:
@@ -274,6 +273,16 @@ class Reader:
             self.certificate = self.certificate_of_alpha()
         elif "fleet renew alpha" in block:
             wait_until(lambda: self.certificate_of_alpha() != self.certificate, "alpha does not fetch it", 60)
+
+    def restart_etcd(self) -> None:
+        """As its unit does, which is of the type notify: the former one has ended, and the new one answers."""
+        self.tree.run("pkill", "-x", "etcd", check=False)
+        wait_until(lambda: not self.succeeds("pgrep", "-x", "etcd"), "etcd does not end", 60)
+        self.tree.start("sh", "-c", ETCD, quiet=True)
+        wait_until(lambda: self.succeeds("bash", "-c", "exec 3<>/dev/tcp/10.0.0.1/2379"), "etcd does not answer", 60)
+
+    def succeeds(self, *line: str) -> bool:
+        return self.tree.run(*line, check=False).returncode == 0
 
     def asks_for_a_certificate(self) -> bool:
         return "alpha" in self.tree.run("sh", "-c", f"{ETCDCTL} get --keys-only /cargo/join/alpha/renewal").stdout

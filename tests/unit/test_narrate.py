@@ -7,9 +7,10 @@ import math
 import msgspec
 import pytest
 
-from coordinator.narrate import duration, progress, seconds_between, size, words
+from coordinator.narrate import doing, duration, progress, seconds_between, size, words
 from coordinator.timeline import line_of, printable
 from events import schema
+from events.agent_tables import AGENTS
 from tests.support import played
 from tests.support.histories import SAMPLES, History
 
@@ -80,6 +81,11 @@ def test_sizes(number: float, shown: str) -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(1, "1 s"), (240, "4 min"), (7300, "2 h"), (864000, "10 days")])
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize("step", sorted({step.name for agent in AGENTS.values() for step in agent.steps.values()}))
+def test_every_step_of_an_agent_is_told_in_words(step: str) -> None:
+    assert doing(f"{step}: and what it does") != f"{step}: and what it does"
 
 
 def test_progress_is_told_in_words_and_what_is_not_known_is_shown_as_it_is() -> None:
