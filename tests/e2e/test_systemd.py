@@ -243,6 +243,7 @@ def test_a_stop_in_the_middle_of_a_round_is_clean_and_the_migration_goes_on_afte
     def copying() -> bool:
         return "--server" not in (said := guest.run(["pgrep", "-a", "-x", "rsync"], check=False)) and bool(said)
 
+    fleet.wait_for("dround-1", "sync_armed", timeout_seconds=SLOW_SECONDS)  # the image, too, is brought by rsync
     wait_until(copying, "no round is under way", SLOW_SECONDS)
     guest.run([*line, fleet.images["busybox"], "sleep", "100000"])
     fleet.at_end(lambda: guest.run(["docker", "rm", "-f", "dbeside"], check=False) and None)
