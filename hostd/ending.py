@@ -2,6 +2,7 @@
 
 The first process of a pid namespace ends last: the kernel kills and waits for all others, whose files are closed by then, before
 anybody can see its end (pid_namespaces(7)). What is left is Docker's own bookkeeping, networks and mounts, which changes no data.
+Of that, only Docker's event ``die`` is waited for: whoever lays the events of two hosts side by side never sees two that run.
 
 It must never take a process for a container's first that is not, nor let anybody see a container run whose processes have ended.
 """
@@ -29,24 +30,33 @@ class Ending:
     def __init__(self, stop: Callable[[], StopResult]) -> None:
         self._stop = stop
         self._answered = threading.Event()
+        self._noted = threading.Event()
+        """Docker has told everybody of the end, or has answered."""
         self._hears, self._tells = os.pipe2(os.O_CLOEXEC)
         self._result: StopResult | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ending", daemon=True)
 
     def first(self, process: int) -> bool:
-        """Ask for the stop, and wait: True once ``process`` (a pidfd) has ended, False if Docker answers before.
+        """Ask for the stop, and wait: True once ``process`` (a pidfd) has ended and Docker has told so, False if it answers before.
 
-        To be called once.
+        To be called once. Where nobody listens to Docker's events (``told``), its answer is what is waited for.
         """
         self._thread.start()
         poll = select.poll()
         poll.register(process, select.POLLIN)
         poll.register(self._hears, select.POLLIN)  # the other end is closed at the answer
         try:
-            return process in dict(poll.poll())
+            if process not in dict(poll.poll()):
+                return False
+            self._noted.wait()
+            return not self._answered.is_set()
         finally:
             os.close(self._hears)
+
+    def told(self) -> None:
+        """Docker's event of the container's end has come."""
+        self._noted.set()
 
     def result(self) -> StopResult:
         """Docker's answer, waited for. Raises what the stop raised."""
@@ -76,6 +86,7 @@ class Ending:
         except BaseException as error:
             self._error = error
         self._answered.set()
+        self._noted.set()
         os.close(self._tells)
 
 

@@ -178,7 +178,10 @@ class Engine(ContainerCalls, VolumeCalls):
                 with self._event_stream(stop) as lines:
                     yield DockerEvent(kind="resync")
                     delay = first
-                    yield from (event for event in map(_event, lines) if event is not None)
+                    for event in filter(None, map(_event, lines)):
+                        if event.action == "die" and (ending := self.ending.get(event.id)) is not None:
+                            ending.told()
+                        yield event
             except TransientError:
                 pass  # an engine that is away announces itself by the resync when it is back
             stop.wait(delay)

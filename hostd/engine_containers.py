@@ -266,8 +266,9 @@ class ContainerCalls(ImageCalls):
         return _stop_result(container)
 
     def stop_early(self, container_id: str, timeout_seconds: int | None = None) -> StopResult | None:
-        """Like ``stop``, but back as soon as none of the container's processes is left: None, if Docker has not said so yet.
+        """Like ``stop``, but back as soon as none of the container's processes is left and Docker has told of its death.
 
+        None, if it has not cleaned up yet: that goes on. Hears of the death from whoever goes through ``events``.
         Whoever looks at the container afterwards waits for Docker, and ``stop``, repeated, tells how it ended.
         """
         container = self._must(container_id)

@@ -36,6 +36,7 @@ class SlowEngine(ContainerCalls):
         self.runtime = "runc"
         self.running = True
         self.kills = True
+        self.tells = True
         self.noticed = threading.Event()
         self.asked = threading.Event()
 
@@ -44,6 +45,8 @@ class SlowEngine(ContainerCalls):
             self.asked.set()
             if self.kills:
                 self.process.terminate()
+                if self.tells and ID in self.ending:
+                    self.ending[ID].told()
             self.noticed.wait()
             if not self.kills:
                 raise TransientError(what)
@@ -90,6 +93,29 @@ def test_a_stop_is_over_when_the_process_is_gone_and_who_looks_then_waits_for_do
     assert ended is not None
     assert ended.exit_code == 7
     assert engine.stop_early(ID) == ended
+
+
+def test_the_stop_is_not_over_before_docker_has_told_of_the_death(process: subprocess.Popen[bytes]) -> None:
+    """P1: in the events of both hosts, too, the container never runs twice."""
+    engine = SlowEngine(process)
+    engine.tells = False
+    ended: list[Any] = []
+    stopping = threading.Thread(target=lambda: ended.append(engine.stop_early(ID)))
+    stopping.start()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    stopping.join(0.05)
+    assert ended == []
+    engine.ending[ID].told()
+    stopping.join()
+    assert ended == [None]
+    engine.noticed.set()
+
+
+def test_where_nobody_hears_of_the_death_the_answer_is_waited_for(process: subprocess.Popen[bytes]) -> None:
+    engine = SlowEngine(process)
+    engine.tells = False
+    engine.noticed.set()
+    assert engine.stop_early(ID) is not None
 
 
 def test_without_a_pid_namespace_of_its_own_docker_has_the_last_word(process: subprocess.Popen[bytes]) -> None:
