@@ -169,7 +169,7 @@ class Engine(ContainerCalls, VolumeCalls):
         """Wake-ups until ``stop`` is set; survives restarts of the engine.
 
         Begins, and goes on after each interruption, with a ``resync``: look at everything then, because
-        Docker keeps only its newest 256 events.
+        Docker keeps only its newest 256 events. An interruption itself is told by a ``lost``.
         """
         first, longest = RECONNECT_SECONDS
         delay = first
@@ -184,6 +184,9 @@ class Engine(ContainerCalls, VolumeCalls):
                         yield event
             except TransientError:
                 pass  # an engine that is away announces itself by the resync when it is back
+            if stop.is_set():
+                return
+            yield DockerEvent(kind="lost")
             stop.wait(delay)
             delay = min(delay * 2, longest)
 

@@ -82,7 +82,7 @@ class DiskFree(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DockerEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A wake-up: something may have changed. ``kind`` is ``resync`` when events may have been missed."""
+    """A wake-up: something may have changed. ``kind`` is ``lost`` when no more come, ``resync`` when some may have been missed."""
 
     kind: str
     action: str = ""

@@ -90,9 +90,12 @@ class Telling:
         for event in self._bench.engine.events(self._stop):
             now = time.monotonic()
             stops = self._bench.manual_stops
-            if event.kind == "resync":
+            if event.kind == "lost":
+                # How long the daemon is away afterwards says nothing about who stopped them.
                 for name in [name for name, at in stops.items() if now - at < FORGIVEN_SECONDS]:
                     del stops[name]
+                continue
+            if event.kind == "resync":
                 for migration in {*self._migrations.values(), *self._bench.guarded.values()}:
                     self._container_changed(migration)
             elif event.kind == "container":
