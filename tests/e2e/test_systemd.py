@@ -1,4 +1,4 @@
-"""The units on a booted Debian 12: order, restarts, the journal, confinement at work, stops under way, removal.
+"""The units on a booted Debian 12: ready, in the journal, and confined, alone and at work.
 
 The host ``delta`` is a virtual machine with a kernel and a systemd of its own, on which the packages are installed; the other
 hosts are the lab's. Long, because the machine is emulated. What the units say as text is in tests/integration/test_packages.py,
@@ -12,12 +12,10 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from debkit.__main__ import main as build_deb
-from labkit.waiting import wait_until
 from tests.e2e.conftest import Ground
 from tests.support.fleet import Fleet, differences
 from tests.support.systemd_guest import COORDINATOR, SystemdHost, booted_debian
@@ -28,20 +26,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(5400)]
 
 SLOW_SECONDS = 900.0
 AGENT, MOUNTS, LEADER = "cargo-hostd", "cargo-hostd-mounts", "cargo-coordinator"
-BIG_BYTES = 3 * 1024 * 1024
-MAKE_STALE = f"""
-    mkdir -p /data/big
-    for n in 1 2 3; do
-        head -c {BIG_BYTES} /dev/urandom > /data/big/$n
-        sha256sum < /data/big/$n > /data/big/$n.sum
-    done
-    echo changed > /data/calm
-"""
-CHECK = """
-    cd /data/big
-    for n in 1 2 3; do [ "$(sha256sum < $n)" = "$(cat $n.sum)" ]; done
-    [ "$(cat /data/calm)" = changed ]
-"""
 EXPOSURE = {LEADER: 1.5, AGENT: 7.4, MOUNTS: 6.6}
 
 
@@ -66,76 +50,6 @@ def guest(ground: Ground, packages: Path, tmp_path_factory: pytest.TempPathFacto
 def active(guest: SystemdHost, *units: str) -> bool:
     """Whether all of them run, or have run and remain."""
     return set(guest.run(["systemctl", "is-active", *units], check=False).split()) == {"active"}
-
-
-def failpoints(fleet: Fleet, guest: SystemdHost, text: str) -> None:
-    """As ``Fleet.failpoints``, for the agent on the guest."""
-    key = fleet.keys.failpoints(f"hostd/{DELTA}")
-    if not text:
-        fleet.store.delete(key)
-        return
-
-    def taken() -> int:
-        return sum(line.get("failpoints") == text for line in guest.told(AGENT))
-
-    before = taken()
-    fleet.store.put(key, text.encode())
-    wait_until(lambda: taken() > before, f"{text} was not taken", 300)
-
-
-def begin(fleet: Fleet, name: str, **options: Any) -> None:
-    """A container on alpha whose stop is near: much of its data has changed since the last round."""
-    (fleet.volume("alpha", name) / "calm").write_text("calm\n")
-    fleet.sleeper(name, volumes={name: {"bind": "/data"}}, restart_policy={"Name": "always"})
-    fleet.failpoints("hostd/alpha", "source.disarm_restart:before_effect=pause")
-    since = fleet.log_size("alpha.hostd")
-    fleet.request(f"{name}-1", name, target=DELTA, **options)
-    fleet.wait_step(
-        "alpha.hostd", '"point": "source.disarm_restart:before_effect"', since, timeout_seconds=SLOW_SECONDS
-    )
-    fleet.execute("alpha", name, MAKE_STALE)
-
-
-def federated(fleet: Fleet, guest: SystemdHost, name: str) -> None:
-    """The same, running on the guest, with nothing of what had changed on its disk, nor on its way."""
-    failpoints(fleet, guest, "target.fill_replica:before_effect=pause")
-    begin(fleet, name)
-    fleet.failpoints("hostd/alpha", "")
-    fleet.wait_for(f"{name}-1", "target_started", timeout_seconds=SLOW_SECONDS)
-    wait_running(guest, name)
-
-
-def wait_running(guest: SystemdHost, name: str) -> None:
-    wait_until(lambda: guest.running(name), f"{name} does not run", SLOW_SECONDS)
-
-
-def sibling(fleet: Fleet, guest: SystemdHost, name: str, volume: str) -> None:
-    """A container that Docker itself starts again, beside the one that was moved; it notes what it sees at each start."""
-    line = ["docker", "run", "-d", "--name", name, "--restart", "always", "-v", f"{volume}:/data"]
-    script = "cd /data && echo $(ls) >> /seen; trap 'exit 0' TERM; sleep 100000 & wait"
-    guest.run([*line, fleet.images["busybox"], "sh", "-c", script])
-    fleet.at_end(lambda: guest.run(["docker", "rm", "-f", name], check=False) and None)
-
-
-def seen(guest: SystemdHost, name: str) -> list[str]:
-    """What it saw at each of its starts."""
-    return guest.execute(name, "cat /seen").splitlines()
-
-
-def finish(fleet: Fleet, guest: SystemdHost, name: str) -> None:
-    """To the end, a plain volume, and nothing of it left on the guest."""
-    failpoints(fleet, guest, "")
-    fleet.wait_end(f"{name}-1", "completed", timeout_seconds=SLOW_SECONDS)
-    fleet.control(f"{name}-1", "finalise")
-    fleet.wait_for(f"{name}-1", "finalised", timeout_seconds=SLOW_SECONDS)
-    assert guest.mounts() == []
-    guest.execute(name, CHECK)
-    fleet.assert_sound(f"{name}-1")
-
-
-def remove(guest: SystemdHost, name: str) -> None:
-    guest.run(["docker", "rm", "-f", name])
-    guest.run(["docker", "volume", "rm", name])
 
 
 def bounding(unit: str) -> set[str]:
@@ -224,161 +138,3 @@ def test_whole_migrations_pass_under_the_confinement_in_both_directions(fleet: F
     assert guest.mounts() == []
     wrong = [line for line in [*guest.told(AGENT), *guest.told(LEADER)] if line["level"] in ("error", "critical")]
     assert wrong == []
-
-
-# --- stops and falls ---------------------------------------------------------------------------------------
-
-
-def test_a_stop_in_the_middle_of_a_round_is_clean_and_the_migration_goes_on_afterwards(
-    fleet: Fleet, guest: SystemdHost
-) -> None:
-    """A3: also of both services when they are killed; systemd brings them back."""
-    place = fleet.volume("alpha", "dround")
-    (place / "large").write_bytes(bytes(range(256)) * 4096 * 24)
-    fleet.sleeper("dround", volumes={"dround": {"bind": "/data"}})
-    line = ["docker", "run", "-d", "--name", "dbeside", "-v", "/:/host:ro"]
-
-    fleet.request("dround-1", "dround", target=DELTA, bwlimit_kib=150)
-
-    def copying() -> bool:
-        return "--server" not in (said := guest.run(["pgrep", "-a", "-x", "rsync"], check=False)) and bool(said)
-
-    fleet.wait_for("dround-1", "sync_armed", timeout_seconds=SLOW_SECONDS)  # the image, too, is brought by rsync
-    wait_until(copying, "no round is under way", SLOW_SECONDS)
-    guest.run([*line, fleet.images["busybox"], "sleep", "100000"])
-    fleet.at_end(lambda: guest.run(["docker", "rm", "-f", "dbeside"], check=False) and None)
-    began = time.monotonic()
-    guest.run(["systemctl", "stop", AGENT])
-    print(f"the agent was stopped within {time.monotonic() - began:.1f} s, a round under way")
-    shown = guest.show(AGENT)
-    assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == ("inactive", "success", "0")
-    assert guest.run(["pgrep", "-a", "-x", "rsync"], check=False) == ""
-    left = guest.run(["pgrep", "-af", "hostd"], check=False)
-    assert "hostd.lower" not in left
-    assert "cargo-hostd -c" not in left
-    assert guest.running("dbeside")
-
-    guest.run(["systemctl", "start", AGENT])
-    wait_until(copying, "the round does not begin again", SLOW_SECONDS)
-    for unit in (AGENT, LEADER):
-        before = guest.show(unit)
-        guest.run(["systemctl", "kill", "--kill-who=main", "--signal=KILL", unit])
-
-        def again(unit: str = unit, before: dict[str, str] = before) -> bool:
-            now = guest.show(unit)
-            return now["ActiveState"] == "active" and now["MainPID"] not in ("0", before["MainPID"])
-
-        wait_until(again, f"{unit} is not started again", SLOW_SECONDS)
-        assert int(guest.show(unit)["NRestarts"]) == int(before["NRestarts"]) + 1
-    fleet.control("dround-1", {"control": "bwlimit", "kib": 0})
-    fleet.wait_end("dround-1", "completed", timeout_seconds=SLOW_SECONDS)
-    fleet.control("dround-1", "finalise")
-    fleet.wait_for("dround-1", "finalised", timeout_seconds=SLOW_SECONDS)
-    assert guest.running("dbeside")
-    fleet.assert_sound("dround-1")
-    remove(guest, "dround")
-
-
-def test_what_serves_a_running_container_outlives_the_agent(fleet: Fleet, guest: SystemdHost) -> None:
-    """A3, A12: a stopped agent, then a killed one, then Docker restarted: the data is there all the time."""
-    federated(fleet, guest, "dserve")
-    sibling(fleet, guest, "dserved", "dserve")
-    guest.run(["systemctl", "stop", AGENT])
-    shown = guest.show(AGENT)
-    assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == ("inactive", "success", "0")
-    assert guest.running("dserve")
-    guest.execute("dserve", '[ "$(sha256sum < /data/big/1)" = "$(cat /data/big/1.sum)" ]')
-    guest.run(["systemctl", "start", AGENT])
-    guest.run(["systemctl", "kill", "--kill-who=main", "--signal=KILL", AGENT])
-    wait_until(lambda: active(guest, AGENT), "the agent is not started again", SLOW_SECONDS)
-    guest.execute("dserve", '[ "$(sha256sum < /data/big/2)" = "$(cat /data/big/2.sum)" ]')
-
-    before = guest.show(AGENT)["MainPID"]
-    guest.run(["systemctl", "restart", "docker"])
-    assert guest.show(AGENT)["MainPID"] == before, "a restart of Docker does not restart the agent"
-    wait_running(guest, "dserved")
-    wait_running(guest, "dserve")
-    assert guest.show(MOUNTS)["ConditionResult"] == "no", "Docker asks once more: now they are the agent's"
-    assert seen(guest, "dserved") == ["big calm", "big calm"]
-    guest.execute("dserve", CHECK)
-    finish(fleet, guest, "dserve")
-    guest.run(["docker", "rm", "-f", "dserved"])
-    remove(guest, "dserve")
-
-
-# --- boots ---------------------------------------------------------------------------------------------
-
-
-def in_order(guest: SystemdHost) -> None:
-    """What this boot did first."""
-    units = {unit: guest.show(unit) for unit in (MOUNTS, "docker", AGENT, "etcd", LEADER)}
-    for first, then in ((MOUNTS, "docker"), ("docker", AGENT), (MOUNTS, AGENT), ("etcd", LEADER)):
-        ready = int(units[first]["ActiveEnterTimestampMonotonic"])
-        assert 0 < ready <= int(units[then]["ExecMainStartTimestampMonotonic"]), f"{then} did not wait for {first}"
-
-
-def test_after_a_reboot_in_the_middle_of_a_fill_no_container_finds_an_empty_place(
-    fleet: Fleet, guest: SystemdHost
-) -> None:
-    """A10, A11, A16: once in good order, once by a loss of power; the agent brings the moved container back."""
-    federated(fleet, guest, "dboot")
-    guest.execute("dboot", "echo mine > /data/written; sync")
-    sibling(fleet, guest, "dbooted", "dboot")
-    assert seen(guest, "dbooted") == ["big calm written"]
-
-    went_down = guest.reboot()
-    print(f"the guest went down within {went_down:.0f} s")
-    in_order(guest)
-    wait_running(guest, "dbooted")
-    assert seen(guest, "dbooted") == ["big calm written"] * 2
-    mounted = [line for line in guest.told(MOUNTS) if line["event"] == "mounted again"]
-    assert [line["place"] for line in mounted] == ["/var/lib/docker/volumes/dboot/_data"]
-    assert guest.run(["journalctl", "--no-pager", "-b", "-1", "-u", AGENT, "-g", "Failed|timed out"], check=False) in (
-        "", "-- No entries --\n",
-    )  # fmt: skip
-    wait_running(guest, "dboot")
-    guest.execute("dboot", CHECK + '[ "$(cat /data/written)" = mine ]')
-
-    guest.run(["sync"])
-    guest.cut_power()
-    guest.power_on()
-    in_order(guest)
-    wait_running(guest, "dbooted")
-    assert seen(guest, "dbooted") == ["big calm written"] * 3
-    wait_running(guest, "dboot")
-    finish(fleet, guest, "dboot")
-    guest.execute("dboot", '[ "$(cat /data/written)" = mine ]')
-    guest.run(["docker", "rm", "-f", "dbooted"])
-    remove(guest, "dboot")
-
-
-# --- packages ------------------------------------------------------------------------------------------
-
-
-def test_the_packages_are_installed_over_and_purged_from_a_host_that_works(fleet: Fleet, guest: SystemdHost) -> None:
-    """A17: an upgrade restarts what runs, in the middle of a fill; a purge waits for the unions and leaves nothing running."""
-    federated(fleet, guest, "dgone")
-    mounts, before = guest.show(MOUNTS)["ActiveState"], guest.show(AGENT)["MainPID"]
-    guest.shell("dpkg --install --force-confold /root/packages/cargo-hostd_*.deb", timeout_seconds=SLOW_SECONDS)
-    assert active(guest, AGENT)
-    assert guest.show(MOUNTS)["ActiveState"] == mounts, "neither stopped nor done again"
-    assert guest.show(AGENT)["MainPID"] != before
-    guest.execute("dgone", '[ "$(sha256sum < /data/big/1)" = "$(cat /data/big/1.sum)" ]')
-    purge = ["apt-get", "purge", "--yes", "cargo-hostd", "cargo-coordinator", "cargo-common"]
-    said = guest.shell(f"{' '.join(purge)} 2>&1 || true", timeout_seconds=SLOW_SECONDS)
-    assert "/var/lib/docker/volumes/dgone/_data" in said
-    assert active(guest, AGENT), "nothing was removed"
-    finish(fleet, guest, "dgone")
-
-    guest.run(purge, timeout_seconds=SLOW_SECONDS)
-    assert guest.running("dgone"), "containers go on"
-    guest.execute("dgone", CHECK)
-    for unit in (AGENT, MOUNTS, LEADER):
-        shown = guest.show(unit)
-        assert (shown["LoadState"], shown["ActiveState"]) == ("not-found", "inactive"), shown
-    left = guest.run(["pgrep", "-af", "cargo|hostd"], check=False)
-    assert left == ""
-    assert guest.mounts() == []
-    assert guest.shell("ls -d /usr/lib/cargo /var/lib/cargo /run/cargo 2>/dev/null || true") == ""
-    assert guest.run(["systemctl", "--failed", "--no-legend", "--plain"]) == ""
-    assert "cargo" not in guest.run(["systemctl", "list-unit-files", "--no-legend", "--no-pager"])
