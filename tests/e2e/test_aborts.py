@@ -212,7 +212,7 @@ def test_data_that_does_not_fit_on_the_target_is_found_before_anything_stops(fle
     fleet.at_end(lambda: fleet.beta.run(["umount", "/srv/small"]))
     fleet.sleeper("vast", volumes={"/srv/small/vast": {"bind": "/data"}})
     fleet.request("vast-1", "vast")
-    assert "bytes free below" in aborted_for(fleet, "vast-1")
+    assert "free below /srv/small" in aborted_for(fleet, "vast-1")
     fleet.wait_running("alpha", "vast")
     assert fleet.container("beta", "vast") is None
     assert fleet.beta.run(["ls", "-A", "/srv/small"]).stdout.split() == []
