@@ -125,6 +125,7 @@ put something of another kind in its place: ENXIO for a socket or FIFO, EISDIR, 
 ELOOP where a file was."""
 _CHANGED_KIND = "ABORTING due to invalid path from sender"
 """rsync's receiver trusts no file below what is no directory. A live tree may look like that for a moment."""
+_GONE = "file has vanished: "
 MAX_WORDS_CHARACTERS = 60_000
 """More than that may have been cut, and what was cut may have been something else."""
 
@@ -164,7 +165,7 @@ def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
     if code == 23:
         text = f"rsync from {peer.host} could not bring every file: {words}. The copy is incomplete and is not used."
         return PermanentError(text) if _FATAL_ERRNO.search(named) else TransientError(text)
-    if code == 2 and (_CHANGED_KIND in stderr or files):  # who names files speaks the same protocol
+    if code == 2 and (_CHANGED_KIND in stderr or _GONE in stderr or files):  # who names files speaks the same protocol
         return TransientError(
             f"a directory on {peer.host} became something else while rsync looked at it{': ' if named else ''}{named}. The "
             "copy is incomplete and is not used; it can be tried again."

@@ -169,6 +169,7 @@ def test_a_directory_that_becomes_something_else_during_a_round_is_worth_another
     assert isinstance(rsync_error(PEER, 2, words), TransientError)
     named = 'rsync: [sender] link_stat "/tree/c/d" failed: Not a directory (20)\nrsync error: protocol incompatibility (code 2)'
     assert isinstance(rsync_error(PEER, 2, named), TransientError)
+    assert isinstance(rsync_error(PEER, 2, 'file has vanished: "/tree/c/-g"\n'), TransientError)
     assert isinstance(rsync_error(PEER, 2, "protocol version mismatch -- is your shell clean?"), PermanentError)
 
 
