@@ -1,4 +1,4 @@
-"""The units on a booted Debian 12: ready, in the journal, and confined, alone and at work.
+"""The units on a booted Debian 12: ready, in the journal, and confined, alone and at work; stopped and killed.
 
 The host ``delta`` is a virtual machine with a kernel and a systemd of its own, on which the packages are installed; the other
 hosts are the lab's. Long, because the machine is emulated. What the units say as text is in tests/integration/test_packages.py,
@@ -12,10 +12,12 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from debkit.__main__ import main as build_deb
+from labkit.waiting import wait_until
 from tests.e2e.conftest import Ground
 from tests.support.fleet import Fleet, differences
 from tests.support.systemd_guest import COORDINATOR, SystemdHost, booted_debian
@@ -26,6 +28,20 @@ pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(5400)]
 
 SLOW_SECONDS = 900.0
 AGENT, MOUNTS, LEADER = "cargo-hostd", "cargo-hostd-mounts", "cargo-coordinator"
+BIG_BYTES = 3 * 1024 * 1024
+MAKE_STALE = f"""
+    mkdir -p /data/big
+    for n in 1 2 3; do
+        head -c {BIG_BYTES} /dev/urandom > /data/big/$n
+        sha256sum < /data/big/$n > /data/big/$n.sum
+    done
+    echo changed > /data/calm
+"""
+CHECK = """
+    cd /data/big
+    for n in 1 2 3; do [ "$(sha256sum < $n)" = "$(cat $n.sum)" ]; done
+    [ "$(cat /data/calm)" = changed ]
+"""
 EXPOSURE = {LEADER: 1.5, AGENT: 7.4, MOUNTS: 6.6}
 
 
@@ -50,6 +66,100 @@ def guest(ground: Ground, packages: Path, tmp_path_factory: pytest.TempPathFacto
 def active(guest: SystemdHost, *units: str) -> bool:
     """Whether all of them run, or have run and remain."""
     return set(guest.run(["systemctl", "is-active", *units], check=False).split()) == {"active"}
+
+
+def failpoints(fleet: Fleet, guest: SystemdHost, text: str) -> None:
+    """As ``Fleet.failpoints``, for the agent on the guest."""
+    key = fleet.keys.failpoints(f"hostd/{DELTA}")
+    if not text:
+        fleet.store.delete(key)
+        return
+
+    def taken() -> int:
+        return sum(line.get("failpoints") == text for line in guest.told(AGENT))
+
+    before = taken()
+    fleet.store.put(key, text.encode())
+    wait_until(lambda: taken() > before, f"{text} was not taken", 300)
+
+
+def begin(fleet: Fleet, name: str, **options: Any) -> None:
+    """A container on alpha whose stop is near: much of its data has changed since the last round."""
+    (fleet.volume("alpha", name) / "calm").write_text("calm\n")
+    fleet.sleeper(name, volumes={name: {"bind": "/data"}}, restart_policy={"Name": "always"})
+    fleet.failpoints("hostd/alpha", "source.disarm_restart:before_effect=pause")
+    since = fleet.log_size("alpha.hostd")
+    fleet.request(f"{name}-1", name, target=DELTA, **options)
+    fleet.wait_step(
+        "alpha.hostd", '"point": "source.disarm_restart:before_effect"', since, timeout_seconds=SLOW_SECONDS
+    )
+    fleet.execute("alpha", name, MAKE_STALE)
+
+
+def federated(fleet: Fleet, guest: SystemdHost, name: str) -> None:
+    """The same, running on the guest, with nothing of what had changed on its disk, nor on its way."""
+    failpoints(fleet, guest, "target.fill_replica:before_effect=pause")
+    begin(fleet, name)
+    fleet.failpoints("hostd/alpha", "")
+    fleet.wait_for(f"{name}-1", "target_started", timeout_seconds=SLOW_SECONDS)
+    wait_running(guest, name)
+
+
+def wait_running(guest: SystemdHost, name: str) -> None:
+    wait_until(lambda: guest.running(name), f"{name} does not run", SLOW_SECONDS)
+
+
+def kill(guest: SystemdHost, unit: str) -> None:
+    """Its main process; returns when systemd has started it again."""
+    before = guest.show(unit)
+    guest.run(["systemctl", "kill", "--kill-who=main", "--signal=KILL", unit])
+
+    def again() -> bool:
+        now = guest.show(unit)
+        return now["ActiveState"] == "active" and now["MainPID"] not in ("0", before["MainPID"])
+
+    wait_until(again, f"{unit} is not started again", SLOW_SECONDS)
+    assert int(guest.show(unit)["NRestarts"]) == int(before["NRestarts"]) + 1
+
+
+def removed_at_end(fleet: Fleet, guest: SystemdHost, name: str) -> None:
+    """A container that a failing test leaves would be in the way of the others."""
+
+    def undo() -> None:
+        guest.run(["docker", "rm", "-f", name], check=False)
+
+    fleet.at_end(undo)
+
+
+def sibling(fleet: Fleet, guest: SystemdHost, name: str, volume: str) -> None:
+    """A container that Docker itself starts again, beside the one that was moved; it notes what it sees at each start."""
+    line = ["docker", "run", "-d", "--name", name, "--restart", "always", "-v", f"{volume}:/data"]
+    script = "cd /data && echo $(ls) >> /seen; trap 'exit 0' TERM; sleep 100000 & wait"
+    guest.run([*line, fleet.images["busybox"], "sh", "-c", script])
+    removed_at_end(fleet, guest, name)
+
+
+def seen(guest: SystemdHost, name: str) -> list[str]:
+    """What it saw at each of its starts."""
+    return guest.execute(name, "cat /seen").splitlines()
+
+
+def finish(fleet: Fleet, guest: SystemdHost, name: str, beside: str = "") -> None:
+    """To the end, a plain volume, and nothing of it left on the guest; the container beside it goes before that."""
+    failpoints(fleet, guest, "")
+    fleet.wait_end(f"{name}-1", "completed", timeout_seconds=SLOW_SECONDS)
+    if beside:  # as long as anybody else uses a union, it is not folded
+        guest.run(["docker", "rm", "-f", beside])
+    fleet.control(f"{name}-1", "finalise")
+    fleet.wait_for(f"{name}-1", "finalised", timeout_seconds=SLOW_SECONDS)
+    assert guest.mounts() == []
+    guest.execute(name, CHECK)
+    fleet.assert_sound(f"{name}-1")
+
+
+def remove(guest: SystemdHost, name: str) -> None:
+    guest.run(["docker", "rm", "-f", name])
+    guest.run(["docker", "volume", "rm", name])
 
 
 def bounding(unit: str) -> set[str]:
@@ -138,3 +248,31 @@ def test_whole_migrations_pass_under_the_confinement_in_both_directions(fleet: F
     assert guest.mounts() == []
     wrong = [line for line in [*guest.told(AGENT), *guest.told(LEADER)] if line["level"] in ("error", "critical")]
     assert wrong == []
+
+
+# --- stops and falls ---------------------------------------------------------------------------------------
+
+
+def test_what_serves_a_running_container_outlives_the_agent(fleet: Fleet, guest: SystemdHost) -> None:
+    """A3, A12: a stopped agent, then a killed one, then Docker restarted: the data is there all the time."""
+    federated(fleet, guest, "dserve")
+    sibling(fleet, guest, "dserved", "dserve")
+    guest.run(["systemctl", "stop", AGENT])
+    shown = guest.show(AGENT)
+    assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == ("inactive", "success", "0")
+    assert guest.running("dserve")
+    guest.execute("dserve", '[ "$(sha256sum < /data/big/1)" = "$(cat /data/big/1.sum)" ]')
+    guest.run(["systemctl", "start", AGENT])
+    kill(guest, AGENT)
+    guest.execute("dserve", '[ "$(sha256sum < /data/big/2)" = "$(cat /data/big/2.sum)" ]')
+
+    before = guest.show(AGENT)["MainPID"]
+    guest.run(["systemctl", "restart", "docker"])
+    assert guest.show(AGENT)["MainPID"] == before, "a restart of Docker does not restart the agent"
+    wait_running(guest, "dserved")
+    wait_running(guest, "dserve")
+    assert guest.show(MOUNTS)["ConditionResult"] == "no", "Docker asks once more: now they are the agent's"
+    assert seen(guest, "dserved") == ["big calm", "big calm"]
+    guest.execute("dserve", CHECK)
+    finish(fleet, guest, "dserve", beside="dserved")
+    remove(guest, "dserve")
