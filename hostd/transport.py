@@ -470,7 +470,8 @@ class Transport:
             if "No such file" in words or "Not a directory" in words or "Permission denied\n" in words:
                 raise PermanentError(f"{os.fsdecode(raw)} on {peer.host} cannot be shown here: {words.strip()}")
             raise ssh_error(peer, words)
-        if not self.probe(mountpoint):
+        # It may open one more connection for this question: to end it before that can be there would be to begin for ever.
+        if not self.probe(mountpoint, timeout_seconds=MASTER_TIMEOUT_SECONDS):
             raise TransientError(f"sshfs to {peer.host} is mounted, but does not answer")
 
     @staticmethod
