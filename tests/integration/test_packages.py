@@ -354,6 +354,7 @@ def test_mounts_come_before_docker_and_the_agent_outlives_what_it_serves() -> No
     first, agent = options_of("cargo-hostd-mounts.service"), options_of("cargo-hostd.service")
     assert "docker.service" in first["Before"][0].split()
     assert first["WantedBy"] == ["docker.service"]
+    assert first["TimeoutStartSec"] == ["15min"], "after it Docker starts containers on what is not mounted"
     assert {"cargo-hostd-mounts.service", "docker.service"} <= set(agent["After"][0].split())
     assert agent["KillMode"] == first["KillMode"] == ["process"]
     assert agent["Restart"] == ["always"]
