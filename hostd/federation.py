@@ -398,10 +398,14 @@ class Union:
         over = mounts.mount_at(self.place)
         own = self._overlay_name.encode()
         if over is not None and over.source == own:
-            self._refuse_if_held({mounts.resolved(self.place), mounts.resolved(self.stage / "merged")})
+            self._refuse_if_held(self._copies())
             mounts.unmount(self.place)
         mounts.unmount(self.stage / "merged")
         self._refuse_if_held(set())
+
+    def require_alone(self, container_id: str) -> None:
+        """Before that container is stopped for a fold. Raises TransientError while another one uses the union, too."""
+        self._refuse_if_held(self._copies(), besides=container_id)
 
     def fold(self) -> None:
         """With everything unmounted: make the tree plain and swap it into its place. Harmless when repeated.
@@ -497,12 +501,16 @@ class Union:
     def _mark_opaque(self) -> None:
         os.setxattr(self.upper_tree, OPAQUE, b"y", follow_symlinks=False)
 
-    def _refuse_if_held(self, copies: set[bytes]) -> None:
-        """Somebody in another mount namespace has the union mounted, other than as a copy of ours."""
+    def _copies(self) -> set[bytes]:
+        """Where others have it mounted merely because the host has."""
+        return {mounts.resolved(self.place), mounts.resolved(self.stage / "merged")}
+
+    def _refuse_if_held(self, copies: set[bytes], besides: str = "") -> None:
+        """Somebody in another mount namespace has the union mounted, other than as a copy of ours or ``besides`` a container."""
         if not self.federable:
             return  # there never was one
         for pid, record in mounts.mounted_elsewhere(self._overlay_name.encode()):
-            if record.point not in copies:
+            if record.point not in copies and not (besides and mounts.process_of(pid, besides)):
                 raise TransientError(
                     f"the union of {self.place} is still in use at {os.fsdecode(record.point)} by pid {pid} "
                     f"({mounts.process_name(pid)}); stop the container first. Nothing was lost."

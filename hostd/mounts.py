@@ -157,6 +157,14 @@ def namespace(pid: int | str) -> str:
     return os.readlink(f"/proc/{pid}/ns/mnt")
 
 
+def process_of(pid: int, container_id: str) -> bool:
+    """Whether a process is one of that container's, whatever namespaces it has made itself; one that has ended counts as such."""
+    try:
+        return container_id in Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return True
+
+
 def mount(kind: str, source: str, target: Path | str, options: str, *, working_directory: Path | None = None) -> None:
     """Mount a file system with the ``mount`` tool.
 

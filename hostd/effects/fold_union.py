@@ -37,6 +37,8 @@ class FoldUnion(Effect):
             began = time.monotonic()
             if running:
                 assert container_id is not None
+                for arrival in federated:  # or it would be down for as long as another container uses its data
+                    arrival.union.require_alone(container_id)
                 note_our_stop(context)
                 context.bench.engine.stop(container_id)
             for arrival in federated:
