@@ -1,4 +1,4 @@
-"""The units on a booted Debian 12: ready, in the journal, and confined, alone and at work; stopped and killed.
+"""The units on a booted Debian 12: ready, in the journal, and confined, alone and at work; stops, kills, boots.
 
 The host ``delta`` is a virtual machine with a kernel and a systemd of its own, on which the packages are installed; the other
 hosts are the lab's. Long, because the machine is emulated. What the units say as text is in tests/integration/test_packages.py,
@@ -276,3 +276,61 @@ def test_what_serves_a_running_container_outlives_the_agent(fleet: Fleet, guest:
     guest.execute("dserve", CHECK)
     finish(fleet, guest, "dserve", beside="dserved")
     remove(guest, "dserve")
+
+
+# --- boots ---------------------------------------------------------------------------------------------
+
+
+def in_order(guest: SystemdHost) -> None:
+    """What this boot did first."""
+    units = {unit: guest.show(unit) for unit in (MOUNTS, "docker", AGENT, "etcd", LEADER)}
+    for first, then in ((MOUNTS, "docker"), ("docker", AGENT), (MOUNTS, AGENT), ("etcd", LEADER)):
+        ready = int(units[first]["ActiveEnterTimestampMonotonic"])
+        assert 0 < ready <= int(units[then]["ExecMainStartTimestampMonotonic"]), f"{then} did not wait for {first}"
+
+
+def test_after_a_reboot_in_the_middle_of_a_fill_no_container_finds_an_empty_place(
+    fleet: Fleet, guest: SystemdHost
+) -> None:
+    """A10, A11, A16: once in good order, once by a loss of power; the agent brings the moved container back."""
+    federated(fleet, guest, "dboot")
+    guest.execute("dboot", "echo mine > /data/written; sync")
+    sibling(fleet, guest, "dbooted", "dboot")
+    assert seen(guest, "dbooted") == ["big calm written"]
+
+    since = guest.run(["date", "+@%s"]).strip()
+    went_down = guest.reboot()
+    print(f"the guest went down within {went_down:.0f} s")
+    in_order(guest)
+    wait_running(guest, "dbooted")
+    assert seen(guest, "dbooted") == ["big calm written"] * 2
+    mounted = [line for line in guest.told(MOUNTS) if line["event"] == "mounted again"]
+    assert [line["place"] for line in mounted] == ["/var/lib/docker/volumes/dboot/_data"]
+    left = [
+        "journalctl",
+        "--no-pager",
+        "-o",
+        "cat",
+        "-b",
+        "-1",
+        "-u",
+        AGENT,
+        "--since",
+        since,
+        "-g",
+        "Failed|timed out|Killing",
+    ]
+    assert guest.run(left, check=False) in ("", "-- No entries --\n"), "it did not go down in good order"
+    wait_running(guest, "dboot")
+    guest.execute("dboot", CHECK + '[ "$(cat /data/written)" = mine ]')
+
+    guest.run(["sync"])
+    guest.cut_power()
+    guest.power_on()
+    in_order(guest)
+    wait_running(guest, "dbooted")
+    assert seen(guest, "dbooted") == ["big calm written"] * 3
+    wait_running(guest, "dboot")
+    finish(fleet, guest, "dboot", beside="dbooted")
+    guest.execute("dboot", '[ "$(cat /data/written)" = mine ]')
+    remove(guest, "dboot")

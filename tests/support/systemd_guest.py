@@ -3,7 +3,7 @@
 A virtual machine as in ``guest_host``, whose disk is a Debian tree made by debootstrap with Debian's kernel modules. Nothing
 on it is arranged but what an operator arranges: network, SSH keys and pins, and Cargo's configuration. The packages are
 put on before it boots, since compiling takes the emulated processor minutes; what they do to services that run is for the
-tests. What it must never do: outlive the test.
+tests. What it must never do: outlive the test, or let a reboot pass for one that the test did not ask for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ COORDINATOR = "c2"
 DISK_MIB = 4000
 MEMORY_MIB = 2048
 BOOT_SECONDS = 1200.0
+OFF_SECONDS = 600.0
 PYTHON = "/usr/lib/cargo/bin/python3"
 APPEND = "net.ifnames=0 systemd.show_status=1"
 FILES = {
@@ -101,6 +103,20 @@ class SystemdHost(GuestHost):
         self.process.kill()
         self.process.wait()
         self._forget_connection()
+
+    def reboot(self) -> float:
+        """As a person reboots it; returns after how many seconds it was down."""
+        began = time.monotonic()
+        self.run(["systemctl", "reboot", "--no-block"], check=False)
+        self._forget_connection()
+        assert self.process is not None
+        try:
+            self.process.wait(OFF_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"the guest does not go down\n{self.logs()}") from error
+        took = time.monotonic() - began
+        self.power_on()
+        return took
 
     # --- looking ----------------------------------------------------------------------------------
 
