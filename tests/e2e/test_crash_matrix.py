@@ -30,6 +30,7 @@ SCENARIO_OF_STEP = {
     "clear": "rollback",
     "restore": "abort",
     "clean": "abort",
+    "settle": "finalise",
     "finalise": "finalise",
 }
 SCENARIO_OF_ORDER = {
