@@ -107,6 +107,7 @@ def _arm(fleet: Fleet, case: Case) -> None:
     process = _process(fleet, case.process)
     process.stop()
     process.start(env={"CARGO_FAILPOINTS": f"{case.point}={case.action}@1"})
+    fleet.at_end(process.restart)  # the last event may be seen before the kill that comes with it
 
 
 def _drive(fleet: Fleet, case: Case, migration: str) -> None:
