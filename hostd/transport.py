@@ -45,6 +45,7 @@ from hostd.process import (
     run,
     stop,
 )
+from hostd.resumption import Resumption
 from hostd.tool_words import (
     AuthenticationError,
     HostKeyError,
@@ -106,6 +107,7 @@ class Transport:
         self._masters: dict[str, _Master] = {}
         self._lock = threading.Lock()
         self._peer_locks: dict[str, threading.Lock] = {}
+        self._resumption = Resumption()
 
     # --- connections ---------------------------------------------------------------------------
 
@@ -308,6 +310,7 @@ class Transport:
         time; ``reread`` transfers every listed file whatever its size and time. ``layer`` says that the tree is a
         container's writable layer, whose marks of overlayfs belong to it. ``basis`` is a tree of older
         versions: with ``reread`` it only saves traffic, without it a file of equal size and time is copied from it.
+        What an interrupted transfer had of a file lies in ``partial_dir``, where this host's rsync can go on with it.
         ``fsync`` returns only when everything is on disk. ``timeout_seconds`` bounds a stall, not the whole.
         ``stream``: transfers of different numbers may go into one destination at once, if their ``files_from`` have nothing
         in common.
@@ -325,7 +328,8 @@ class Transport:
         command += ["--modify-window=-1"]
         command += [f"--temp-dir={temp_dir}", "--stats", "--info=progress2,flist0,name0", "--outbuf=L"]
         command += [f"--timeout={timeout_seconds}"]
-        command += [f"--partial-dir={partial_dir}"] if partial_dir is not None else []
+        if partial_dir is not None and self._resumption.possible(self.run_dir):
+            command += [f"--partial-dir={partial_dir}"]
         command += ["--checksum"] if checksum else []
         command += ["--ignore-times"] if reread else []
         command += [f"--copy-dest={basis}"] if basis is not None else []

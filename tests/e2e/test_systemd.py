@@ -8,6 +8,7 @@ every kind of work under their capabilities alone in test_services.py.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -251,6 +252,48 @@ def test_whole_migrations_pass_under_the_confinement_in_both_directions(fleet: F
 
 
 # --- stops and falls ---------------------------------------------------------------------------------------
+
+
+def test_a_stop_in_the_middle_of_a_round_is_clean_and_the_migration_goes_on_afterwards(
+    fleet: Fleet, guest: SystemdHost
+) -> None:
+    """A3: also of both services when they are killed; systemd brings them back."""
+    place = fleet.volume("alpha", "dround")
+    (place / "large").write_bytes(os.urandom(24 * 1024 * 1024))
+    fleet.sleeper("dround", volumes={"dround": {"bind": "/data"}})
+    fleet.request("dround-1", "dround", target=DELTA, bwlimit_kib=150)
+
+    def copying() -> bool:
+        said = guest.run(["pgrep", "-a", "-x", "rsync"], check=False)
+        return bool(said) and "--server" not in said
+
+    fleet.wait_for("dround-1", "sync_armed", timeout_seconds=SLOW_SECONDS)  # the image, too, is brought by rsync
+    wait_until(copying, "no round is under way", SLOW_SECONDS)
+    line = ["docker", "run", "-d", "--name", "dbeside", "-v", "/:/host:ro"]
+    guest.run([*line, fleet.images["busybox"], "sleep", "100000"])
+    removed_at_end(fleet, guest, "dbeside")
+    began = time.monotonic()
+    guest.run(["systemctl", "stop", AGENT])
+    print(f"the agent was stopped within {time.monotonic() - began:.1f} s, a round under way")
+    shown = guest.show(AGENT)
+    assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == ("inactive", "success", "0")
+    assert guest.run(["pgrep", "-a", "-x", "rsync"], check=False) == ""
+    left = guest.run(["pgrep", "-af", "hostd"], check=False)
+    assert "hostd.lower" not in left
+    assert "cargo-hostd -c" not in left
+    assert guest.running("dbeside")
+
+    guest.run(["systemctl", "start", AGENT])
+    wait_until(copying, "the round does not begin again", SLOW_SECONDS)
+    for unit in (AGENT, LEADER):
+        kill(guest, unit)
+    fleet.control("dround-1", {"control": "bwlimit", "kib": 0})
+    fleet.wait_end("dround-1", "completed", timeout_seconds=SLOW_SECONDS)
+    fleet.control("dround-1", "finalise")
+    fleet.wait_for("dround-1", "finalised", timeout_seconds=SLOW_SECONDS)
+    assert guest.running("dbeside")
+    fleet.assert_sound("dround-1")
+    remove(guest, "dround")
 
 
 def test_what_serves_a_running_container_outlives_the_agent(fleet: Fleet, guest: SystemdHost) -> None:

@@ -19,6 +19,7 @@ import pytest
 from events.errors import CancelledError, PermanentError, TransientError
 from events.schema import FileRef
 from hostd import mounts
+from hostd.resumption import Resumption
 from hostd.transport import AuthenticationError, HostKeyError, Peer, Progress, Transport
 from tests.support.sshd import Sshd
 
@@ -358,7 +359,45 @@ def test_a_transfer_stops_when_it_is_told_to_and_goes_on_later(place: Place) -> 
         place.peer, str(place.source), place.target, temp_dir=place.incoming, partial_dir=partial
     )
     assert (place.target / "big").read_bytes() == (place.source / "big").read_bytes()
-    assert result.matched_bytes > 0
+    assert (result.matched_bytes > 0) == Resumption().possible(place.directory)
+
+
+CRASHES_OVER_PARTS = """#!/bin/sh
+for word; do case $word in --partial-dir=*) parts=${word#*=};; esac; done
+[ -z "$parts" ] || [ -z "$(ls "$parts" 2>/dev/null)" ] || kill -SEGV $$
+exec /usr/bin/rsync "$@"
+"""
+
+
+def test_an_interrupted_transfer_is_completed_also_by_an_rsync_that_crashes_over_parts(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D3: as Debian 12's does; its transfers begin the file anew."""
+    programs = place.directory / "programs"
+    programs.mkdir()
+    (programs / "rsync").write_text(CRASHES_OVER_PARTS)
+    (programs / "rsync").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    (place.source / "big").write_bytes(secrets.token_bytes(3_000_000))
+    cancelled = threading.Event()
+    partial = place.directory / "partial"
+    partial.mkdir()
+    with pytest.raises(CancelledError):
+        place.transport.rsync_pull(
+            place.peer,
+            str(place.source),
+            place.target,
+            temp_dir=place.incoming,
+            partial_dir=partial,
+            bwlimit_kib=500,
+            on_progress=lambda progress: cancelled.set() if progress.bytes > 100_000 else None,
+            cancelled=cancelled,
+        )
+    (partial / "big").write_bytes(b"of an earlier life, with another rsync")
+    place.transport.rsync_pull(
+        place.peer, str(place.source), place.target, temp_dir=place.incoming, partial_dir=partial
+    )
+    assert (place.target / "big").read_bytes() == (place.source / "big").read_bytes()
 
 
 def test_a_source_that_dies_in_the_middle_is_transient_and_the_transfer_resumes(place: Place) -> None:
