@@ -303,7 +303,7 @@ class Transport:
 
         ``temp_dir`` and ``partial_dir`` lie outside of the destination, on its file system: a file appears by
         an atomic rename. ``files_from`` (relative paths, any bytes) limits the transfer to those paths, not
-        recursively; with ``delete``, a listed path that the source lacks is removed here. ``single_file`` says
+        recursively, and removes nothing, unless something of another kind is brought in its place. ``single_file`` says
         that ``tree`` and ``destination`` are files. ``live`` says that the source still changes, so that a
         vanished file is no failure. ``expect_entries`` is the least number of entries that the tree's top must
         have before anything may be deleted here (D7, D22). ``checksum`` compares contents instead of size and
@@ -341,8 +341,8 @@ class Transport:
                 # transfers of trees in motion. A first round takes any name from this peer anyway; names that
                 # lead out of the tree are refused all the same.
                 command += [f"--files-from={listing}", "--no-r", "--dirs", "--trust-sender"]
-                command += ["--delete-missing-args", "--force"] if delete else []
-                command += ["--ignore-missing-args"] if live and not delete else []
+                # Not --delete-missing-args: some security fixes have receivers refuse it (RsyncProject/rsync#910).
+                command += ["--force", *(["--ignore-missing-args"] if live else [])]
             elif not single_file:
                 command += ["--delete"] if delete else []
             end = b"" if single_file else b"/"

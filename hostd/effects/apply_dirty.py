@@ -68,7 +68,7 @@ class ApplyDirty(Effect):
 
 def _bring(context: Context, arrival: Arrival, entries: list[Entry]) -> list[Entry]:
     """The last round, from a source that stands still: contents of what is stale. Returns the entries, none of it stale."""
-    wanted = [entry.path for entry in entries if entry.kind != "f" or entry.stale]
+    wanted = [entry.path for entry in entries if entry.kind != "-" and (entry.kind != "f" or entry.stale)]
     tell = teller(context, arrival, "last round, the container is stopped")
     if not any(entry.kind == "f" and entry.stale for entry in entries):
         pass  # names and metadata are in the list itself

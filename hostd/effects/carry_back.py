@@ -112,7 +112,6 @@ def _pull(context: Context, peer: Peer, mount: Mount, tree: DirtyManifest, place
             temp_dir=stage / "incoming",
             partial_dir=stage / "partial",
             files_from=paths,
-            delete=False,
             reread=True,
             basis=Path(mount.tree),
             bwlimit_kib=context.view.requested.request.bwlimit_kib,

@@ -130,7 +130,6 @@ def _fetch(
                 wanted=lambda: [holder.path for holder in union.remaining(needed)],
                 ended=ended,
                 stream=stream,
-                delete=False,
                 reread=True,
                 basis=union.basis,
                 on_progress=lambda progress: tally.show(arrival, stream, progress),

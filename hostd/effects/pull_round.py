@@ -83,11 +83,14 @@ def _pull_listed(context: Context, arrival: Arrival, listed: DirtyManifest) -> R
         return None
     # rsync does not see what else lies in a directory that was replaced: that goes first.
     arrival.union.prune(entries)
+    names = listed_names(entries, layer=arrival.union.layer)
+    if not names:
+        return None
     return pull(
         context,
         arrival,
         arrival.union.upper_tree,
-        files_from=listed_names(entries, layer=arrival.union.layer),
+        files_from=names,
         live=True,
         reread=True,
         on_progress=teller(context, arrival, f"pre-copy round {context.view.round}"),
@@ -97,14 +100,11 @@ def _pull_listed(context: Context, arrival: Arrival, listed: DirtyManifest) -> R
 def listed_names(entries: list[Entry], *, layer: bool) -> list[bytes]:
     """What a round is to bring of ``entries``, after what is gone was removed.
 
-    Of a writable layer that is nothing that the list calls gone, though it may be there again, and no file that is
-    listed only as one of the names of its directory.
+    Nothing that the list calls gone: what is there again since then, the next list has. Of a writable layer no file
+    that is listed only as one of the names of its directory, either.
     """
-    if not layer:
-        return [entry.path for entry in entries]
-    return [
-        entry.path for entry in entries if entry.kind != "-" and (entry.kind != "f" or entry.stale or entry.size == 0)
-    ]
+    there = [entry for entry in entries if entry.kind != "-"]
+    return [entry.path for entry in there if not layer or entry.kind != "f" or entry.stale or entry.size == 0]
 
 
 def _lay_out(context: Context, arrival: Arrival, armed: SyncArmed) -> RsyncResult | None:
@@ -126,7 +126,6 @@ def _lay_out(context: Context, arrival: Arrival, armed: SyncArmed) -> RsyncResul
             arrival.union.upper_tree,
             files_from=linked,
             live=True,
-            delete=False,
             reread=True,
             on_progress=teller(context, arrival, "files with several names"),
         )

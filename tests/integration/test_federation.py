@@ -447,7 +447,6 @@ def test_several_transfers_at_once_bring_every_file_of_a_union_exactly(stand: St
             temp_dir=stand.union.incoming,
             partial_dir=partial,
             files_from=batch,
-            delete=False,
             reread=True,
             basis=stand.union.basis,
             stream=stream,

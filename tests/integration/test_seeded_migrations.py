@@ -16,6 +16,7 @@ import pytest
 
 from events.errors import TransientError
 from hostd.dirty import DirtySet, dirty_manifest
+from hostd.effects.pull_round import listed_names
 from hostd.manifest import Entry
 from hostd.openfiles import writable_files
 from hostd.tracker import Tracker
@@ -121,7 +122,7 @@ def pull(stand: Stand, entries: list[Entry] | None = None) -> None:
         if not entries:
             return
         stand.union.prune(entries)
-        listed_only = {"files_from": [entry.path for entry in entries], "reread": True}
+        listed_only = {"files_from": listed_names(entries, layer=False), "reread": True}
     stand.link.transport.rsync_pull(
         stand.link.sshd.peer,
         str(stand.source),

@@ -223,7 +223,8 @@ def test_overlay_marks_of_the_target_are_neither_carried_nor_stripped(place: Pla
     assert "trusted.overlay.opaque" not in os.listxattr(place.target / "sub")
 
 
-def test_a_later_round_deletes_what_is_gone_and_only_that(place: Place) -> None:
+def test_a_later_round_removes_nothing_but_what_something_else_takes_the_place_of(place: Place) -> None:
+    """D11: a file that vanishes after the list was made is in the next one; whoever has a list prunes."""
     for name in ("stays", "goes", "changes"):
         (place.source / name).write_text(name)
     pull = {"temp_dir": place.incoming}
@@ -231,11 +232,15 @@ def test_a_later_round_deletes_what_is_gone_and_only_that(place: Place) -> None:
     (place.source / "goes").unlink()
     (place.source / "changes").unlink()
     (place.source / "changes").mkdir()
+    (place.target / "kind").mkdir()
+    (place.target / "kind" / "inner").touch()
+    (place.source / "kind").write_text("a file now")
     place.transport.rsync_pull(
-        place.peer, str(place.source), place.target, files_from=[b"goes", b"changes"], live=True, **pull
+        place.peer, str(place.source), place.target, files_from=[b"goes", b"changes", b"kind"], live=True, **pull
     )
-    assert sorted(os.listdir(place.target)) == ["changes", "stays"]
+    assert sorted(os.listdir(place.target)) == ["changes", "goes", "kind", "stays"]
     assert (place.target / "changes").is_dir()
+    assert (place.target / "kind").read_text() == "a file now"
 
 
 def test_an_empty_source_never_empties_the_target(place: Place) -> None:
@@ -270,7 +275,6 @@ def test_contents_that_changed_behind_size_and_time_are_found_by_checksum_and_by
         replica,
         temp_dir=place.incoming,
         files_from=[b"a", b"b"],
-        delete=False,
         reread=True,
         basis=basis,
     )
@@ -305,7 +309,6 @@ def test_a_basis_saves_traffic(place: Place) -> None:
         replica,
         temp_dir=place.incoming,
         files_from=[b"big"],
-        delete=False,
         reread=True,
         basis=basis,
     )
@@ -335,7 +338,6 @@ def test_a_file_that_cannot_be_brought_is_named(place: Place) -> None:
             place.target,
             temp_dir=place.incoming,
             files_from=[b"good", b"absent"],
-            delete=False,
         )
 
 

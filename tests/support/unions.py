@@ -128,7 +128,6 @@ class Stand:
                 temp_dir=self.union.incoming,
                 partial_dir=self.union.partial,
                 files_from=wanted,
-                delete=False,
                 reread=True,
                 basis=self.union.basis,
             )
