@@ -147,7 +147,7 @@ def engine_findings(facts: HostFacts) -> list[Finding]:
     if "rootless" in engine.security:
         remedy = "use a Docker that runs as root; the data of a rootless one lies in namespaces of its user"
         found.append(problem("docker-rootless", "this Docker runs without root", remedy))
-    if words := apparmor_problem(engine.security, lambda _name: facts.apparmor_parser):
+    if words := apparmor_problem(engine.security, has_parser=facts.apparmor_parser):
         found.append(problem("docker-apparmor", words, "apt install apparmor"))
     if not engine.live_restore:
         found.append(

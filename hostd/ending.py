@@ -102,7 +102,7 @@ def watch_container(container_id: str, pid: int) -> int | None:
         return None
     try:
         # Asked after the descriptor was opened, so that all of it means the same process.
-        if _is_first(pid) and _is_of(container_id, pid):
+        if _is_first(pid) and is_of(container_id, pid):
             return process
     except OSError:
         pass
@@ -119,6 +119,6 @@ def _is_first(pid: int) -> bool:
     return False
 
 
-def _is_of(container_id: str, pid: int) -> bool:
+def is_of(container_id: str, pid: int) -> bool:
     """Docker calls a container's control groups by its id, whatever it makes them with."""
     return container_id in (PROC / str(pid) / "cgroup").read_text()

@@ -88,12 +88,12 @@ class Target:
     """Those that are loaded; None when they cannot be read."""
 
 
-def apparmor_problem(security: Collection[str], has_program: Callable[[str], bool]) -> str:
+def apparmor_problem(security: Collection[str], *, has_parser: bool) -> str:
     """Why Docker here can start no container that it would confine by its default profile, in words; empty when it can.
 
     A Debian without recommended packages is such a host: its kernel has AppArmor, and nothing there loads a profile.
     """
-    if "apparmor" not in security or has_program("apparmor_parser"):
+    if "apparmor" not in security or has_parser:
         return ""
     return (
         "Docker confines containers by AppArmor here and cannot load their profile, so it starts none: "

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from events.errors import PermanentError, TransientError
+from hostd.ending import is_of
 from hostd.namespaces import in_own_thread, leave_shared_directory
 
 MOUNT_TIMEOUT_SECONDS = 60
@@ -160,7 +161,7 @@ def namespace(pid: int | str) -> str:
 def process_of(pid: int, container_id: str) -> bool:
     """Whether a process is one of that container's, whatever namespaces it has made itself; one that has ended counts as such."""
     try:
-        return container_id in Path(f"/proc/{pid}/cgroup").read_text()
+        return is_of(container_id, pid)
     except OSError:
         return True
 

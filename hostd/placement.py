@@ -134,8 +134,8 @@ def apply(
 def prune(upper_tree: Path, spare: Path, entries: Iterable[Entry], *, layer: bool = False) -> int:
     """Between two pre-copy rounds: remove what the manifest says is gone, and return how many paths that were.
 
-    rsync brings what a list names and removes what the list names and the source lacks, but it does not see
-    what else lies in a directory that was replaced. Call this before such a pull. ``layer``: as for ``apply``.
+    rsync brings what a list names, but it removes nothing for a list, and does not see what else lies in a directory that
+    was replaced. Call this before such a pull. ``layer``: as for ``apply``.
     """
     listed = _checked(entries)
     if not stat.S_ISDIR(upper_tree.lstat().st_mode):

@@ -286,7 +286,6 @@ class Transport:
         files_from: Iterable[bytes] | None = None,
         single_file: bool = False,
         live: bool = False,
-        delete: bool = True,
         expect_entries: int = 0,
         checksum: bool = False,
         reread: bool = False,
@@ -319,7 +318,7 @@ class Transport:
         """
         raw = os.fsencode(tree)
         self.check(peer)
-        if delete and expect_entries > 0 and not single_file:
+        if expect_entries > 0 and not single_file:
             self._require_entries(peer, raw, expect_entries, timeout_seconds, cancelled)
         command = [*self._rsync(peer), "-aHAXS", "--numeric-ids", "--from0"]
         marks = sorted(map(os.fsdecode, LAYER_MARKS)) if layer else []
@@ -344,7 +343,7 @@ class Transport:
                 # Not --delete-missing-args: some security fixes have receivers refuse it (RsyncProject/rsync#910).
                 command += ["--force", *(["--ignore-missing-args"] if live else [])]
             elif not single_file:
-                command += ["--delete"] if delete else []
+                command += ["--delete"]
             end = b"" if single_file else b"/"
             local = os.fsencode(destination.absolute()) + end
             command += ["--", self._remote(peer, raw.rstrip(b"/") + end), local]

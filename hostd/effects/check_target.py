@@ -97,7 +97,7 @@ def _apparmor_problems(context: Context, spec: ContainerSpec, info: EngineInfo) 
     own = any(str(option).startswith("apparmor") for option in spec.host_config.get("SecurityOpt") or ())
     if own or spec.host_config.get("Privileged"):
         return []
-    problem = apparmor_problem(info.security, facts_of(info).has_program)
+    problem = apparmor_problem(info.security, has_parser=shutil.which("apparmor_parser") is not None)
     return [f"{context.host}: {problem}; install the package apparmor there"] if problem else []
 
 

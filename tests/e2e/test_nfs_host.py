@@ -17,27 +17,13 @@ from events import schema
 from labkit.waiting import wait_until
 from tests.e2e.conftest import Ground
 from tests.support.fleet import Fleet, differences
+from tests.support.guest_host import CHECK, MAKE_STALE, GuestHost, booted_host
 from tests.support.guest_host import NAME as GAMMA
-from tests.support.guest_host import GuestHost, booted_host
 from tests.support.trees import grow
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(3600)]
 
 SLOW_SECONDS = 900.0
-BIG_BYTES = 3 * 1024 * 1024
-MAKE_STALE = f"""
-    mkdir -p /data/big
-    for n in 1 2 3; do
-        head -c {BIG_BYTES} /dev/urandom > /data/big/$n
-        sha256sum < /data/big/$n > /data/big/$n.sum
-    done
-    echo changed > /data/calm
-"""
-CHECK = """
-    cd /data/big
-    for n in 1 2 3; do [ "$(sha256sum < $n)" = "$(cat $n.sum)" ]; done
-    [ "$(cat /data/calm)" = changed ]
-"""
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from debkit.__main__ import main as build_deb
 from labkit.waiting import wait_until
 from tests.e2e.conftest import Ground
 from tests.support.fleet import Fleet, differences
+from tests.support.guest_host import CHECK, MAKE_STALE
 from tests.support.systemd_guest import COORDINATOR, SystemdHost, booted_debian
 from tests.support.systemd_guest import NAME as DELTA
 from tests.support.trees import grow
@@ -29,20 +30,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(5400)]
 
 SLOW_SECONDS = 900.0
 AGENT, MOUNTS, LEADER = "cargo-hostd", "cargo-hostd-mounts", "cargo-coordinator"
-BIG_BYTES = 3 * 1024 * 1024
-MAKE_STALE = f"""
-    mkdir -p /data/big
-    for n in 1 2 3; do
-        head -c {BIG_BYTES} /dev/urandom > /data/big/$n
-        sha256sum < /data/big/$n > /data/big/$n.sum
-    done
-    echo changed > /data/calm
-"""
-CHECK = """
-    cd /data/big
-    for n in 1 2 3; do [ "$(sha256sum < $n)" = "$(cat $n.sum)" ]; done
-    [ "$(cat /data/calm)" = changed ]
-"""
 EXPOSURE = {LEADER: 1.5, AGENT: 7.4, MOUNTS: 6.6}
 
 

@@ -341,10 +341,10 @@ def test_a_file_that_cannot_be_brought_is_named(place: Place) -> None:
         )
 
 
-def test_a_transfer_stops_when_it_is_told_to_and_goes_on_later(place: Place) -> None:
+def interrupted_transfer(place: Place, partial: Path) -> None:
+    """A large file on the source, and a transfer that is ended in the middle of it."""
     (place.source / "big").write_bytes(secrets.token_bytes(3_000_000))
     cancelled = threading.Event()
-    partial = place.directory / "partial"
     with pytest.raises(CancelledError):
         place.transport.rsync_pull(
             place.peer,
@@ -356,6 +356,11 @@ def test_a_transfer_stops_when_it_is_told_to_and_goes_on_later(place: Place) -> 
             on_progress=lambda progress: cancelled.set() if progress.bytes > 100_000 else None,
             cancelled=cancelled,
         )
+
+
+def test_a_transfer_stops_when_it_is_told_to_and_goes_on_later(place: Place) -> None:
+    partial = place.directory / "partial"
+    interrupted_transfer(place, partial)
     assert not (place.target / "big").exists()
     result = place.transport.rsync_pull(
         place.peer, str(place.source), place.target, temp_dir=place.incoming, partial_dir=partial
@@ -380,21 +385,9 @@ def test_an_interrupted_transfer_is_completed_also_by_an_rsync_that_crashes_over
     (programs / "rsync").write_text(CRASHES_OVER_PARTS)
     (programs / "rsync").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    (place.source / "big").write_bytes(secrets.token_bytes(3_000_000))
-    cancelled = threading.Event()
     partial = place.directory / "partial"
     partial.mkdir()
-    with pytest.raises(CancelledError):
-        place.transport.rsync_pull(
-            place.peer,
-            str(place.source),
-            place.target,
-            temp_dir=place.incoming,
-            partial_dir=partial,
-            bwlimit_kib=500,
-            on_progress=lambda progress: cancelled.set() if progress.bytes > 100_000 else None,
-            cancelled=cancelled,
-        )
+    interrupted_transfer(place, partial)
     (partial / "big").write_bytes(b"of an earlier life, with another rsync")
     place.transport.rsync_pull(
         place.peer, str(place.source), place.target, temp_dir=place.incoming, partial_dir=partial

@@ -36,6 +36,21 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "nfsv4", "overlay", "fuse",
 BOOT_SECONDS = 1200.0
 """Until the agent has registered: a minute on an idle machine. Without acceleration every other load tells, and dockerd
 gives a containerd of its own 15 seconds only, so that one is started before."""
+BIG_BYTES = 3 * 1024 * 1024
+MAKE_STALE = f"""
+    mkdir -p /data/big
+    for n in 1 2 3; do
+        head -c {BIG_BYTES} /dev/urandom > /data/big/$n
+        sha256sum < /data/big/$n > /data/big/$n.sum
+    done
+    echo changed > /data/calm
+"""
+"""What a container does to its data right before it is moved to the guest, and how it finds it there (``CHECK``)."""
+CHECK = """
+    cd /data/big
+    for n in 1 2 3; do [ "$(sha256sum < $n)" = "$(cat $n.sum)" ]; done
+    [ "$(cat /data/calm)" = changed ]
+"""
 COMMAND_SECONDS = 300.0
 DAEMON_JSON = '{"hosts": ["unix:///run/docker.sock"], "storage-driver": "overlay2"}\n'
 MAIN = """#!/bin/sh

@@ -190,6 +190,6 @@ def test_a_container_of_a_real_engine_makes_a_request_with_all_its_options(versi
 
 def test_a_docker_that_cannot_load_its_apparmor_profile_is_foreseen() -> None:
     """P17: such a host starts no container, which would be found out with the source stopped."""
-    assert "apparmor_parser is missing" in apparmor_problem(["apparmor", "seccomp"], nothing_there)
-    assert apparmor_problem(["apparmor"], lambda _name: True) == ""
-    assert apparmor_problem(["seccomp"], nothing_there) == ""
+    assert "apparmor_parser is missing" in apparmor_problem(["apparmor", "seccomp"], has_parser=False)
+    assert apparmor_problem(["apparmor"], has_parser=True) == ""
+    assert apparmor_problem(["seccomp"], has_parser=False) == ""
