@@ -206,7 +206,7 @@ TARGET = AgentMachine(
         "starting": AgentStep("start", ("start_container",), reports=True, undo=False),
         "filling": AgentStep("fill", ("announce_placement", "supervise_container", "watch_health", "fill_replica"), reports=True, undo=False),
         "filling_digested": AgentStep("fill", ("announce_placement", "supervise_container", "watch_health", "fill_replica"), reports=True, undo=False),
-        "filled": AgentStep("supervise", ("announce_placement", "supervise_container"), reports=False, undo=False),
+        "filled": AgentStep("supervise", ("announce_placement", "supervise_container", "digest_arrived"), reports=False, undo=False),
         "verifying": AgentStep("verify", ("announce_placement", "supervise_container", "watch_health", "verify_trees", "detach_remote"), reports=True, undo=False),
         "verified": AgentStep("supervise", ("announce_placement", "supervise_container"), reports=False, undo=False),
         "settled": AgentStep("settle", ("announce_placement", "supervise_container", "watch_health", "fold_union"), reports=True, undo=False),

@@ -20,6 +20,8 @@ MAX_LINK_TARGET_BYTES = 4095
 """PATH_MAX of Linux without its final NUL."""
 KINDS = "dflcbps-"
 DIGEST_BYTES = 32
+BLAKE3_FRAME = b"\x1e\x20"
+"""Stands before a BLAKE3 digest: its number among multihashes, and its length."""
 
 LAYER_MARKS = frozenset({b"trusted.overlay.opaque", b"trusted.overlay.redirect"})
 """What overlayfs notes on the directories of a container's writable layer, and what belongs to the layer itself: this
@@ -62,7 +64,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     blocks: _Count = 0
     """Allocated blocks of 512 bytes of a regular file."""
     digest: bytes = b""
-    """BLAKE2b-256 of a regular file's contents; empty when not taken."""
+    """Of a regular file's contents; empty when not taken. BLAKE3 after its frame, or BLAKE2b-256 without one."""
 
 
 def order_key(path: bytes) -> bytes:
@@ -113,8 +115,9 @@ def entry_problem(entry: Entry) -> str:
     target = entry.link_target
     if (kind == "l") != bool(target) or len(target) > MAX_LINK_TARGET_BYTES or b"\0" in target:
         return "its link target is not one that a link can have"
-    if len(entry.digest) not in (0, DIGEST_BYTES):
-        return f"its digest is not of {DIGEST_BYTES} bytes"
+    framed = entry.digest.startswith(BLAKE3_FRAME) and len(entry.digest) == len(BLAKE3_FRAME) + DIGEST_BYTES
+    if not framed and len(entry.digest) not in (0, DIGEST_BYTES):
+        return "its digest is of no kind that is known"
     for name, value in entry.xattrs:
         if not name or len(name) > MAX_NAME_BYTES or b"\0" in name:
             return "the name of an extended attribute is not one that a file can have"

@@ -44,6 +44,7 @@ LONG_OPTIONS = frozenset(
         b"--from0",
         b"--files-from=-",
         b"--list-only",
+        b"--inplace",
         b"--ignore-missing-args",
         b"--delete-missing-args",
     )

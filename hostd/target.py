@@ -240,7 +240,7 @@ PLAN = Plan(
         "starting": Step("start", ("start_container",), _started),
         "filling": _FILL,
         "filling_digested": _FILL,
-        "filled": Step("supervise", ("announce_placement", "supervise_container")),
+        "filled": Step("supervise", ("announce_placement", "supervise_container", "digest_arrived")),
         "verifying": Step(
             "verify",
             ("announce_placement", "supervise_container", "watch_health", "verify_trees", "detach_remote"),

@@ -23,6 +23,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -301,7 +302,7 @@ class Transport:
         """Make ``destination`` equal to the peer's ``tree``; one invocation, so that hard links are found (D15).
 
         ``temp_dir`` and ``partial_dir`` lie outside of the destination, on its file system: a file appears by
-        an atomic rename. ``files_from`` (relative paths, any bytes) limits the transfer to those paths, not
+        an atomic rename, unless the destination was empty and all of the tree comes. ``files_from`` (relative paths, any bytes) limits the transfer to those paths, not
         recursively, and removes nothing, unless something of another kind is brought in its place. ``single_file`` says
         that ``tree`` and ``destination`` are files. ``live`` says that the source still changes, so that a
         vanished file is no failure. ``expect_entries`` is the least number of entries that the tree's top must
@@ -325,10 +326,15 @@ class Transport:
         command += [*(f"--filter=+x {mark}" for mark in marks), "--filter=-x trusted.overlay.*"]
         # By default rsync takes two times within one second for the same, of files and of directories.
         command += ["--modify-window=-1"]
-        command += [f"--temp-dir={temp_dir}", "--stats", "--info=progress2,flist0,name0", "--outbuf=L"]
-        command += [f"--timeout={timeout_seconds}"]
-        if partial_dir is not None and self._resumption.possible(self.run_dir):
-            command += [f"--partial-dir={partial_dir}"]
+        command += ["--stats", "--info=progress2,flist0,name0", "--outbuf=L", f"--timeout={timeout_seconds}"]
+        if files_from is None and not single_file and _is_empty(destination):
+            # A temporary file and a rename for each of many small files take as long as everything else. Nothing is
+            # here yet that a half-written file could spoil; what an interruption leaves is transferred again the other way.
+            command += ["--inplace"]
+        else:
+            command += [f"--temp-dir={temp_dir}"]
+            if partial_dir is not None and self._resumption.possible(self.run_dir):
+                command += [f"--partial-dir={partial_dir}"]
         command += ["--checksum"] if checksum else []
         command += ["--ignore-times"] if reread else []
         command += [f"--copy-dest={basis}"] if basis is not None else []
@@ -476,6 +482,7 @@ class Transport:
         # It may open one more connection for this question: to end it before that can be there would be to begin for ever.
         if not self.probe(mountpoint, timeout_seconds=MASTER_TIMEOUT_SECONDS):
             raise TransientError(f"sshfs to {peer.host} is mounted, but does not answer")
+        _open_connections(mountpoint)
 
     @staticmethod
     def unmount_remote(mountpoint: Path, *, dead: bool = False) -> None:
@@ -528,6 +535,24 @@ def _listing(directory: Path, paths: Iterable[bytes]) -> Iterator[str]:
             file.write(b"./" + path + b"\0")
         file.flush()
         yield file.name
+
+
+def _is_empty(directory: Path) -> bool:
+    try:
+        return not any(directory.iterdir())
+    except FileNotFoundError:
+        return True
+
+
+def _open_connections(mountpoint: Path) -> None:
+    """Make sshfs open all of its connections now.
+
+    It opens each when it first has use for it, and lets every reader wait meanwhile: a third of a second in which a container
+    that has just been started would read its second file. A directory that is held open keeps its connection busy, so the next
+    goes through another. In a child, which may hang; what fails here fails again, and is told, when somebody reads.
+    """
+    held = f"import os, sys; [os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY) for _ in range({SSHFS_CONNECTIONS})]"
+    run([sys.executable, "-I", "-S", "-c", held, str(mountpoint.absolute())], timeout_seconds=MASTER_TIMEOUT_SECONDS)
 
 
 def _kill(processes: list[int]) -> None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +24,15 @@ import msgspec
 
 from events.errors import PermanentError
 from hostd.beneath import open_beneath, reach
-from hostd.entry import DIGEST_BYTES, Entry, escape, path_problem
+from hostd.digests import digest_of
+from hostd.entry import Entry, escape, path_problem
 
 _OPEN_DIRECTORIES = 64
 """Descriptors a walk holds at once. A deeper tree costs re-opening, never a want of descriptors."""
-_BATCH_ENTRIES, _BATCH_FILES, _BATCH_BYTES = 256, 32, 4 * 1024 * 1024
-"""What one task of a digesting thread gets at most, so that small files don't cost a hand-over each."""
-_READ_BYTES = 256 * 1024
+_SMALL_BYTES = 256 * 1024
+"""A file up to this size is digested where it was found, a larger one by a thread."""
+_PENDING = 4096
+"""So many entries at most wait for a large file before them to be read."""
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ELOOP, errno.EXDEV})
 """What says that a path is not in the tree (any more). ELOOP: a directory on the way became a symlink;
 EXDEV: it became a mount point, and what lies behind that is not of this tree."""
@@ -307,53 +308,85 @@ def usage(tree: Path | bytes) -> tuple[int, int, int]:
 
 # --- digests -----------------------------------------------------------------------------------
 
-_Batch = list[tuple[Entry, int]]
-"""Entries with the descriptors of their contents; -1 where there are none to read."""
-
 
 def _walk_digesting(tree: Path | bytes, start: bytes, workers: int) -> Iterator[Entry]:
-    """The scan opens the files, threads read them, and the entries come out in the scan's order."""
+    def unreadable(entry: Entry, error: OSError) -> PermanentError:
+        return _unreadable(tree, entry.path, error)
+
+    with _root(tree) as root, contextlib.closing(_scan(tree, root, start)) as scan:
+        yield from with_digests(_opened(tree, scan), unreadable, workers)
+
+
+def with_digests(
+    opened: Iterator[tuple[Entry, int]], unreadable: Callable[[Entry, OSError], PermanentError], workers: int = 2
+) -> Iterator[Entry]:
+    """The entries in their order, with digests. Each comes with a descriptor of its contents, which is closed here, or -1.
+
+    Large files are read by threads, small ones at once: to hand one over costs more than to read it. What cannot
+    be read raises what ``unreadable`` makes of it; what has vanished is left out.
+    """
     stop = threading.Event()
-    pending: deque[Future[list[Entry]]] = deque()
+    pending: deque[Entry | Future[Entry | None] | None] = deque()
+    reading = 0
+
+    def finished(*, all_of_them: bool) -> Iterator[Entry]:
+        nonlocal reading
+        while pending:
+            head = pending[0]
+            if isinstance(head, Future):
+                many = reading > 2 * workers or len(pending) > _PENDING
+                if not (all_of_them or many or head.done()):
+                    return
+                reading -= 1
+                head = head.result()
+            pending.popleft()
+            if head is not None:
+                yield head
+
     with ThreadPoolExecutor(workers, thread_name_prefix="digest") as pool:
         try:
-            for batch in _batches(tree, start):
-                pending.append(pool.submit(_hash_batch, tree, batch, stop))
-                while len(pending) > 2 * workers:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
+            for entry, contents in opened:
+                if contents < 0:
+                    pending.append(entry)
+                elif entry.size <= _SMALL_BYTES:
+                    pending.append(_digested(entry, contents, unreadable, stop))
+                else:
+                    reading += 1
+                    pending.append(pool.submit(_digested, entry, contents, unreadable, stop))
+                yield from finished(all_of_them=False)
+            yield from finished(all_of_them=True)
         finally:
             # When given up early, what still waits runs through at once, and so closes its descriptors.
             stop.set()
 
 
-def _batches(tree: Path | bytes, start: bytes) -> Iterator[_Batch]:
-    batch: _Batch = []
-    files = size_bytes = 0
-    with _root(tree) as root, contextlib.closing(_scan(tree, root, start)) as scan:
+def _digested(
+    entry: Entry, contents: int, unreadable: Callable[[Entry, OSError], PermanentError], stop: threading.Event
+) -> Entry | None:
+    try:
+        return msgspec.structs.replace(entry, digest=digest_of(contents, stop=stop))
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise unreadable(entry, error) from error
+        return None
+    finally:
+        os.close(contents)
+
+
+def _opened(tree: Path | bytes, scan: Iterable[_Seen]) -> Iterator[tuple[Entry, int]]:
+    for seen in scan:
+        contents = -1
         try:
-            for seen in scan:
-                contents = -1
-                try:
-                    if stat.S_ISREG(seen.status.st_mode):
-                        seen, contents = _open_contents(seen)  # noqa: PLW2901 (a fresher look at the same)
-                    batch.append((_entry(seen), contents))
-                except OSError as error:
-                    if contents >= 0:
-                        os.close(contents)
-                    if error.errno not in _GONE:
-                        raise _unreadable(tree, seen.path, error) from error
-                    continue
-                files += contents >= 0
-                size_bytes += seen.status.st_size
-                if len(batch) >= _BATCH_ENTRIES or files >= _BATCH_FILES or size_bytes >= _BATCH_BYTES:
-                    full, batch, files, size_bytes = batch, [], 0, 0
-                    yield full
-            full, batch = batch, []
-            yield full
-        finally:
-            _close(batch)
+            if stat.S_ISREG(seen.status.st_mode):
+                seen, contents = _open_contents(seen)  # noqa: PLW2901 (a fresher look at the same)
+            entry = _entry(seen)
+        except OSError as error:
+            if contents >= 0:
+                os.close(contents)
+            if error.errno not in _GONE:
+                raise _unreadable(tree, seen.path, error) from error
+            continue
+        yield entry, contents
 
 
 def _open_contents(seen: _Seen) -> tuple[_Seen, int]:
@@ -374,33 +407,3 @@ def _open_contents(seen: _Seen) -> tuple[_Seen, int]:
             return seen, os.open(place, flags)
     finally:
         os.close(handle)
-
-
-def _hash_batch(tree: Path | bytes, batch: _Batch, stop: threading.Event) -> list[Entry]:
-    entries = []
-    try:
-        for entry, contents in batch:
-            if contents < 0:
-                entries.append(entry)
-                continue
-            try:
-                entries.append(msgspec.structs.replace(entry, digest=_hash(contents, stop)))
-            except OSError as error:
-                if error.errno not in _GONE:
-                    raise _unreadable(tree, entry.path, error) from error
-    finally:
-        _close(batch)
-    return entries
-
-
-def _hash(contents: int, stop: threading.Event) -> bytes:
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    while not stop.is_set() and (part := os.read(contents, _READ_BYTES)):
-        state.update(part)
-    return state.digest()
-
-
-def _close(batch: _Batch) -> None:
-    for _, contents in batch:
-        if contents >= 0:
-            os.close(contents)

@@ -15,36 +15,41 @@ import hashlib
 import os
 import shutil
 import stat
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from events.errors import PermanentError
 from hostd.beneath import Beneath
-from hostd.entry import DIGEST_BYTES
+from hostd.digests import alike, digest_of_file
+from hostd.entry import escape
 from hostd.federation import Union
 from hostd.fold import write_durably
 from hostd.layer import layer_entry
-from hostd.manifest import Difference, Entry, compare, differences, order_key, read_manifest, walk
+from hostd.manifest import (
+    Difference,
+    Entry,
+    compare,
+    differences,
+    observe_all,
+    order_key,
+    read_manifest,
+    walk,
+    write_manifest,
+)
 from hostd.own_file import read_own
 from hostd.placement import METACOPY, OVERLAY_PREFIX, REDIRECT
+from hostd.tree_walk import with_digests
 
 MOUNT_MARK = "mounted-at"
 DIRECTORIES = "directories"
 DIRTY_DIRECTORIES = "directories-dirty"
 MAX_DIFFERENCES = 1000
 """Kept for the report; all are counted."""
-WORKERS = 2
-PENDING_BATCHES = 8
-BATCH_FILES, BATCH_BYTES = 32, 4 * 1024 * 1024
-READ_BYTES = 1024 * 1024
-
-_Agreed = list[tuple[Entry, bytes]]
-"""Files that agree in everything but their contents, which remain to be compared: as the source had them, and where the
-contents lie here."""
+ARRIVED = "arrived"
+"""What ``list_arrived`` writes into the stage."""
 
 
 @dataclass
@@ -166,6 +171,25 @@ class _Tree:
         return os.fstat(inside.root).st_ctime_ns > self.since_ns
 
 
+def list_arrived(union: Union, *, check: Callable[[], None] = lambda: None) -> None:
+    """Describe what has arrived, digests included, while the source describes what it had: ``verify`` then only compares.
+
+    Harmless when repeated. What the container changes afterwards is younger than its mount, and so is never held against
+    this list. Raises PermanentError, and what ``check`` raises, which is called often.
+    """
+    file = union.stage / ARRIVED
+    if union.single_file or not union.stage.exists() or file.exists():
+        return
+    tree = _Tree(union)
+
+    def checked() -> Iterator[Entry]:
+        for entry in _arrived(tree):
+            check()
+            yield entry
+
+    write_manifest(file, checked())
+
+
 def verify(manifest: Path, union: Union, *, check: Callable[[], None] = lambda: None) -> Found:
     """Compare the tree of ``union`` with the source's ``manifest``. ``check`` is called often and may raise.
 
@@ -176,16 +200,11 @@ def verify(manifest: Path, union: Union, *, check: Callable[[], None] = lambda: 
     if union.single_file:
         _verify_file(manifest, tree, found)
         return found
-    with Beneath(tree.root) as inside, ThreadPoolExecutor(WORKERS, thread_name_prefix="verify") as pool:
-        pending: deque[tuple[_Agreed, Future[list[bytes]]]] = deque()
-        for batch in _batched(_pairs(manifest, tree, inside, found)):
-            check()
-            pending.append((batch, pool.submit(_digests, batch)))
-            while len(pending) > PENDING_BATCHES:
-                _settle(*pending.popleft(), tree, inside, found)
-        while pending:
-            check()
-            _settle(*pending.popleft(), tree, inside, found)
+    listed = union.stage / ARRIVED
+    arrived = read_manifest(listed) if listed.exists() else _arrived(tree)
+    with Beneath(tree.root) as inside:
+        _compare(read_manifest(manifest), arrived, tree, inside, found, check)
+    listed.unlink(missing_ok=True)  # whoever asks again has everything read again
     return found
 
 
@@ -221,59 +240,77 @@ def _lies_there_already(tree: _Tree, before: Entry, entry: Entry) -> bool:
     alone = before.kind == "f" and not before.link_group and not entry.link_group
     if not alone or before.size != entry.size or not before.digest:
         return False
-    return _digest(_contents(tree, entry)) == before.digest
+    return digest_of_file(_contents(tree, entry), like=before.digest) == before.digest
 
 
-def _batched(agreed: Iterator[tuple[Entry, bytes]]) -> Iterator[_Agreed]:
-    """What one task of a digesting thread gets: a hand-over costs more than to read a small file."""
-    batch: _Agreed = []
-    size_bytes = 0
-    for expected, contents in agreed:
-        batch.append((expected, contents))
-        size_bytes += expected.size
-        if len(batch) >= BATCH_FILES or size_bytes >= BATCH_BYTES:
-            yield batch
-            batch, size_bytes = [], 0
-    if batch:
-        yield batch
+def _arrived(tree: _Tree) -> Iterator[Entry]:
+    """The tree as it is to be compared: with digests, and without what belongs to the union."""
+
+    def opened() -> Iterator[tuple[Entry, int]]:
+        for entry in walk(tree.root):
+            plain = layer_entry(entry) if tree.union.layer else _without_marks(entry)
+            plain = msgspec.structs.replace(plain, link_group=0) if plain.link_group else plain
+            yield plain, _open(_contents(tree, entry)) if entry.kind == "f" else -1
+
+    return with_digests(opened(), _unreadable)
 
 
-def _pairs(manifest: Path, tree: _Tree, inside: Beneath, found: Found) -> Iterator[tuple[Entry, bytes]]:
-    """Compare names and metadata; yield the regular files whose contents remain to be compared."""
+def _open(file: bytes) -> int:
+    """A descriptor of a regular file's contents; -1 when there is none, which leaves the entry without a digest."""
+    try:
+        return os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return -1
 
-    layer = tree.union.layer
 
-    def expected() -> Iterator[Entry]:
-        for entry in read_manifest(manifest):
-            yield msgspec.structs.replace(entry, link_group=0) if entry.link_group else entry
+def _unreadable(entry: Entry, error: OSError) -> PermanentError:
+    return PermanentError(
+        f"{escape(entry.path)} cannot be read here: {error.strerror}. Both copies are kept; look at this host's disk"
+    )
 
-    for left, right in _merged(expected(), walk(tree.root)):
+
+def _compare(
+    expected: Iterator[Entry],
+    arrived: Iterator[Entry],
+    tree: _Tree,
+    inside: Beneath,
+    found: Found,
+    check: Callable[[], None],
+) -> None:
+    """What has been read is asked after: an entry that differs may have been changed by the container meanwhile."""
+    for left, right in _merged(expected, arrived):
+        check()
         if right is None:
             assert left is not None
             if tree.removable(inside, left.path):
                 found.changed += 1
             else:
                 found.add(Difference(left.path, "missing", left, None))
-            continue
-        if left is None:
-            if tree.changed(inside, right.path):
-                found.changed += 1
-            else:
-                found.add(Difference(right.path, "unexpected", None, right))
-            continue
-        plain = msgspec.structs.replace(layer_entry(right), link_group=0) if layer else _without_marks(right)
-        differing = list(differences(left, plain))
-        if tree.changed(inside, right.path):
+        elif tree.changed(inside, right.path):
             found.changed += 1
-        elif differing:
-            for difference in differing:
-                found.add(difference)
-        elif right.kind == "f":
-            found.files += 1
-            found.size_bytes += right.size
-            yield left, _contents(tree, right)
+        elif left is None:
+            found.add(Difference(right.path, "unexpected", None, right))
         else:
-            found.files += right.kind != "d"
+            _compare_entry(left, right, tree, inside, found)
+
+
+def _compare_entry(left: Entry, right: Entry, tree: _Tree, inside: Beneath, found: Found) -> None:
+    if left.kind == right.kind == "f" and not alike(left.digest, right.digest):
+        # The source takes another function than this host, or the contents could not be read: look once more.
+        here = next(observe_all(tree.root, (right.path,)))
+        digest = digest_of_file(_contents(tree, here), like=left.digest)
+        right = msgspec.structs.replace(right, digest=digest)
+        if tree.changed(inside, right.path):  # while it was being read
+            found.changed += 1
+            return
+    differing = [difference for difference in differences(left, right) if difference.what != "contents"]
+    if not differing and left.kind == "f" and left.digest != right.digest:
+        differing = [Difference(left.path, "contents", left, right)]
+    for difference in differing:
+        found.add(difference)
+    if not differing:
+        found.files += right.kind != "d"
+        found.size_bytes += right.size
 
 
 def _merged(lefts: Iterator[Entry], rights: Iterator[Entry]) -> Iterator[tuple[Entry | None, Entry | None]]:
@@ -303,34 +340,6 @@ def _contents(tree: _Tree, entry: Entry) -> bytes:
     if METACOPY in xattrs:
         return os.fsencode(tree.union.replica) + b"/" + xattrs[REDIRECT].lstrip(b"/")
     return tree.prefix + entry.path
-
-
-def _digests(batch: _Agreed) -> list[bytes]:
-    return [_digest(contents) for _, contents in batch]
-
-
-def _digest(file: bytes) -> bytes:
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        while part := os.read(descriptor, READ_BYTES):
-            state.update(part)
-    finally:
-        os.close(descriptor)
-    return state.digest()
-
-
-def _settle(batch: _Agreed, digests: Future[list[bytes]], tree: _Tree, inside: Beneath, found: Found) -> None:
-    for (expected, _), digest in zip(batch, digests.result(), strict=True):
-        if digest == expected.digest:
-            continue
-        if tree.changed(inside, expected.path):  # while it was being read
-            found.changed += 1
-        else:
-            found.add(Difference(expected.path, "contents", expected, None))
 
 
 def _verify_file(manifest: Path, tree: _Tree, found: Found) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import ClassVar
 
+from events.errors import CancelledError, CargoError
 from hostd.effects.arrival import arrivals, existing_arrivals
 from hostd.effects.base import Context, Effect, Outcome
 
@@ -19,6 +23,8 @@ class AttachRemote(Effect):
     def run(self, context: Context) -> Outcome:
         if context.view.strategy in WITHOUT_UNION:
             return None
+        if context.view.state == "synced" and not context.view.rounds:
+            return None  # the first round does it beside what it copies, and shall not wait for it
         here = arrivals(context)
         if _just_done(context) and all(arrival.union.state().remote for arrival in here if arrival.union.federable):
             return None
@@ -34,6 +40,26 @@ class AttachRemote(Effect):
             for arrival in existing_arrivals(context):
                 arrival.union.unmount_all()
         return None
+
+
+@contextlib.contextmanager
+def attached_meanwhile(context: Context) -> Iterator[None]:
+    """Open the views beside a round, which takes longer. Whatever fails is told, and done again by ``get_ready``."""
+
+    def attach() -> None:
+        try:
+            AttachRemote().run(context)
+        except CancelledError:
+            pass
+        except CargoError as error:
+            context.log.warning("the view of the source could not be opened yet", reason=str(error))
+
+    beside = threading.Thread(target=attach, name=f"attach:{context.migration}", daemon=True)
+    beside.start()
+    try:
+        yield
+    finally:
+        beside.join()
 
 
 def _just_done(context: Context) -> bool:

@@ -14,6 +14,7 @@ from hostd.effects.create_networks import CreateNetworks
 from hostd.effects.create_volumes import CreateVolumes
 from hostd.effects.describe_container import DescribeContainer
 from hostd.effects.detach_remote import DetachRemote
+from hostd.effects.digest_arrived import DigestArrived
 from hostd.effects.digest_trees import DigestTrees
 from hostd.effects.disarm_restart import DisarmRestart
 from hostd.effects.export_trees import ExportTrees
@@ -69,6 +70,7 @@ _ALL: tuple[Effect, ...] = (
     WatchHealth(),
     FillReplica(),
     DigestTrees(),
+    DigestArrived(),
     VerifyTrees(),
     DetachRemote(),
     ExportTrees(),

@@ -19,6 +19,7 @@ import pytest
 from events.errors import CancelledError, PermanentError, TransientError
 from events.schema import FileRef
 from hostd import mounts
+from hostd.manifest import compare, walk
 from hostd.resumption import Resumption
 from hostd.transport import AuthenticationError, HostKeyError, Peer, Progress, Transport
 from tests.support.sshd import Sshd
@@ -341,9 +342,17 @@ def test_a_file_that_cannot_be_brought_is_named(place: Place) -> None:
         )
 
 
-def interrupted_transfer(place: Place, partial: Path) -> None:
-    """A large file on the source, and a transfer that is ended in the middle of it."""
+def arrived_before(place: Place) -> None:
+    """So that the next transfer is not the first one, which writes in place."""
+    for tree in (place.source, place.target):
+        (tree / "of an earlier one").touch()
+
+
+def interrupted_transfer(place: Place, partial: Path, *, first: bool = False) -> None:
+    """A large file on the source, and a transfer that is ended in the middle of it; ``first``: into an empty tree."""
     (place.source / "big").write_bytes(secrets.token_bytes(3_000_000))
+    if not first:
+        arrived_before(place)
     cancelled = threading.Event()
     with pytest.raises(CancelledError):
         place.transport.rsync_pull(
@@ -367,6 +376,34 @@ def test_a_transfer_stops_when_it_is_told_to_and_goes_on_later(place: Place) -> 
     )
     assert (place.target / "big").read_bytes() == (place.source / "big").read_bytes()
     assert (result.matched_bytes > 0) == Resumption().possible(place.directory)
+
+
+def test_what_an_interrupted_first_transfer_left_is_never_taken_for_the_file(place: Place) -> None:
+    """D3: into an empty tree files are written in place, and the next transfer goes on with what is there."""
+    interrupted_transfer(place, place.directory / "partial", first=True)
+    (place.source / "two").write_bytes(b"2")
+    os.link(place.source / "two", place.source / "names")
+    with (place.source / "holes").open("wb") as holes:
+        holes.seek(10_000_000)
+        holes.write(b"end")
+    result = place.transport.rsync_pull(
+        place.peer, str(place.source), place.target, temp_dir=place.incoming, partial_dir=place.directory / "partial"
+    )
+    assert list(compare(walk(place.source, digest=True), walk(place.target, digest=True))) == []
+    assert result.matched_bytes > 0
+
+
+def test_a_first_transfer_keeps_holes_and_hard_links(place: Place) -> None:
+    """P4, D15: written in place as well."""
+    (place.source / "two").write_bytes(b"2")
+    os.link(place.source / "two", place.source / "names")
+    with (place.source / "holes").open("wb") as holes:
+        holes.seek(10_000_000)
+        holes.write(b"end")
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming)
+    assert list(compare(walk(place.source, digest=True), walk(place.target, digest=True))) == []
+    assert (place.target / "holes").stat().st_blocks * 512 < 1_000_000
+    assert list(place.incoming.iterdir()) == []
 
 
 CRASHES_OVER_PARTS = """#!/bin/sh
@@ -398,6 +435,7 @@ def test_an_interrupted_transfer_is_completed_also_by_an_rsync_that_crashes_over
 def test_a_source_that_dies_in_the_middle_is_transient_and_the_transfer_resumes(place: Place) -> None:
     """D3, A6: an interrupted stream is resumed; nothing half-made is under a final name."""
     (place.source / "big").write_bytes(secrets.token_bytes(3_000_000))
+    arrived_before(place)
     killed = threading.Event()
 
     def kill(progress: Progress) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hostd.federation import Union
-from hostd.manifest import walk, write_manifest
+from hostd.manifest import Entry, walk, write_manifest
 from hostd.placement import METACOPY, REDIRECT
 from hostd.verification import (
     Found,
     changed_entries,
     keep_evidence,
+    list_arrived,
     mark_mount,
     remember_directories,
     verify,
@@ -27,7 +30,9 @@ pytestmark = pytest.mark.root
 class Move:
     """A source tree and its copy on the target, as they are right before the container starts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, ahead: bool) -> None:
+        self.ahead = ahead
+        """What has arrived is described before it is compared."""
         self.source = directory / "source"
         (self.source / "a" / "deep").mkdir(parents=True)
         (self.source / "b").mkdir()
@@ -52,6 +57,8 @@ class Move:
         _next_tick(self.union.stage)
 
     def verify(self) -> Found:
+        if self.ahead:
+            list_arrived(self.union)
         return verify(self.manifest, self.union)
 
     def differing(self) -> dict[str, str]:
@@ -68,9 +75,9 @@ def _next_tick(directory: Path) -> None:
     probe.unlink()
 
 
-@pytest.fixture
-def move(tmp_path: Path) -> Move:
-    return Move(tmp_path)
+@pytest.fixture(params=["ahead", "at the end"])
+def move(request: pytest.FixtureRequest, tmp_path: Path) -> Move:
+    return Move(tmp_path, ahead=request.param == "ahead")
 
 
 def test_a_faithful_copy_has_no_difference(move: Move) -> None:
@@ -140,6 +147,55 @@ def test_contents_of_a_placeholder_are_compared_in_the_replica(move: Move) -> No
     assert move.differing() == {}
     (move.union.replica / "a/one").write_bytes(b"wrong" * 100)
     assert move.differing() == {"a/one": "contents"}
+
+
+def test_what_the_container_changes_after_the_description_is_excused_and_what_was_wrong_is_not(move: Move) -> None:
+    (move.tree / "b/one").chmod(0o600)
+    move.mount()
+    list_arrived(move.union)
+    (move.tree / "a/one").write_bytes(b"new")
+    (move.tree / "a/two").unlink()
+    (move.tree / "top").rename(move.tree / "moved")
+    assert move.differing() == {"b/one": "mode"}
+
+
+def test_after_a_difference_everything_is_read_again(move: Move) -> None:
+    """What was wrong only while it was read, as from a failing disk, must not hold the migration for ever."""
+    _make_placeholder(move, "a/one")
+    (move.union.replica / "a").mkdir()
+    (move.union.replica / "a/one").write_bytes(b"wrong" * 100)
+    move.mount()
+    assert move.differing() == {"a/one": "contents"}
+    (move.union.replica / "a/one").write_bytes(b"a/one" * 100)
+    assert move.differing() == {}
+
+
+def test_a_file_that_could_not_be_read_ahead_is_read_for_the_comparison(move: Move) -> None:
+    _make_placeholder(move, "a/one")
+    move.mount()
+    list_arrived(move.union)
+    assert move.differing() == {"a/one": "contents"}
+    list_arrived(move.union)
+    (move.union.replica / "a").mkdir()
+    (move.union.replica / "a/one").write_bytes(b"a/one" * 100)
+    assert move.differing() == {}
+
+
+def test_a_source_that_digests_with_another_function_is_understood(move: Move) -> None:
+    """Manifests held BLAKE2b digests once, and a host of another version may still write them."""
+
+    def as_before(entry: Entry) -> Entry:
+        if entry.kind != "f":
+            return entry
+        contents = (move.source / os.fsdecode(entry.path)).read_bytes()
+        return msgspec.structs.replace(entry, digest=hashlib.blake2b(contents, digest_size=32).digest())
+
+    write_manifest(move.manifest, map(as_before, walk(move.source)))
+    before = (move.tree / "top").stat().st_mtime_ns
+    (move.tree / "top").write_bytes(b"t0p" * 100)
+    os.utime(move.tree / "top", ns=(before, before))
+    move.mount()
+    assert move.differing() == {"top": "contents"}
 
 
 def _make_placeholder(move: Move, name: str) -> None:

@@ -984,6 +984,12 @@ def fill_replica(ctx: Ctx) -> Performance:
     return {"bytes_moved": moved * MIB, "files": moved, "duration_seconds": 0.1}
 
 
+def digest_arrived(ctx: Ctx) -> Performance:
+    yield
+    ctx.check_cancelled()
+    return None
+
+
 def verify_trees(ctx: Ctx) -> Performance:
     digested = ctx.view.facts["source_digested"]
     assert isinstance(digested, SourceDigested)
@@ -1142,7 +1148,7 @@ RUN: dict[str, Callable[[Ctx], Performance]] = {
     for verb in (
         describe_container, track_changes, measure_mounts, fetch_spec, check_target, provide_image, create_volumes,
         create_container, open_layer, create_networks, pack_image, arm_tracking, pull_round, attach_remote, warm_container, vouch_for_tracking, disarm_restart, stop_container,
-        publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees,
+        publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees, digest_arrived,
         verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,
         fold_union, carry_back, export_trees,
     )

@@ -6,7 +6,6 @@ The stage is on the guest's own disk. The transfers by rsync, which go over SSH,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ import msgspec
 
 from events.errors import CargoError
 from hostd import mounts, nfs_client
-from hostd.entry import DIGEST_BYTES
+from hostd.digests import digest_of_file
 from hostd.federation import Union
 from hostd.manifest import compare, read_manifest, walk
 from hostd.nfs_client import Export
@@ -141,8 +140,7 @@ class Guest:
         seen = []
         for entry in walk(place):
             if entry.kind == "f" and entry.path not in left_out:
-                with open(os.path.join(os.fsencode(place), entry.path), "rb") as file:
-                    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
+                digest = digest_of_file(os.path.join(os.fsencode(place), entry.path))
                 entry = msgspec.structs.replace(entry, digest=digest)  # noqa: PLW2901
             seen.append(entry)
         found = compare(expected, seen)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from events.errors import PermanentError
+from hostd.entry import BLAKE3_FRAME
 from hostd.manifest import (
     MAX_RECORD_BYTES,
     Difference,
@@ -266,7 +268,7 @@ def test_an_entry_tells_all_that_lstat_and_the_xattrs_tell(grown: Grown) -> None
         if entry.kind == "f":
             contents = Path(os.fsdecode(place)).read_bytes()
             assert (entry.size, entry.blocks) == (len(contents), status.st_blocks)
-            assert entry.digest == hashlib.blake2b(contents, digest_size=32).digest()
+            assert entry.digest == BLAKE3_FRAME + blake3(contents).digest()
         elif entry.kind == "l":
             assert entry.link_target == os.readlink(place)
         elif entry.kind in "cb":
@@ -298,7 +300,7 @@ def test_a_tree_may_be_a_single_file(tmp_path: Path, digest: bool) -> None:
     (tmp_path / "file").write_bytes(b"contents")
     (entry,) = walk(tmp_path / "file", digest=digest)
     assert (entry.path, entry.kind, entry.size) == (b"", "f", 8)
-    assert entry.digest == (hashlib.blake2b(b"contents", digest_size=32).digest() if digest else b"")
+    assert entry.digest == (BLAKE3_FRAME + blake3(b"contents").digest() if digest else b"")
     assert observe(tmp_path / "file", b"") == msgspec.structs.replace(entry, digest=b"")
     assert usage(tmp_path / "file") == (8, 1, 1)
     with pytest.raises(FileNotFoundError):
