@@ -59,6 +59,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "supervise_container": ("target_started",),
     "fill_replica": ("target_claimed",),
     "digest_trees": ("target_started",),
+    "digest_arrived": ("fill_finished",),
     "verify_trees": ("fill_finished", "source_digested"),
     "detach_remote": ("fill_finished", "source_digested"),
     "retire_container": ("verified", "release_ordered"),
