@@ -21,6 +21,7 @@ Flow: ``create`` (prepare) → rsync into ``upper_tree`` (rounds) → ``attach_r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -437,11 +438,20 @@ class Union:
             exchange(self.upper_tree, self.place)
             sync_filesystem(self.stage)
 
-    def place_plain(self) -> None:
+    def place_plain(self, *, untouched: bool = False) -> None:
         """Everything is here: swap the tree into its place without any union. Harmless when repeated.
 
-        Raises PermanentError when contents of files are still elsewhere.
+        ``untouched``: no container has had it. Then, where it never had a placeholder, it is plain already, and is not looked
+        through: that would make an outage as long as there are files. Raises PermanentError when contents of files are
+        still elsewhere.
         """
+        never_united = untouched and not self.layer and not self.single_file and not self._placeholders()
+        if never_united and not self._fold_journal.exists() and self.upper_tree.exists():
+            self._require_unmounted("it cannot take its place")
+            with contextlib.suppress(OSError):  # not there any more, when this is repeated
+                os.removexattr(self.upper_tree, OPAQUE, follow_symlinks=False)
+            swap_into_place(self.upper_tree, self.place, self._swap_journal)
+            return
         if not swapped(self.place, self._swap_journal) and self.fill_list():
             raise PermanentError(f"files of {self.place} have their contents on the source: it needs the union")
         self.fold()

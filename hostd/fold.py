@@ -98,7 +98,9 @@ def swap_into_place(tree: Path, place: Path, journal: Path) -> None:
         if error.errno != errno.ENOENT:
             raise PermanentError(f"{tree} could not take its place at {place}: {error.strerror}") from error
         tree.rename(place)
-    sync_filesystem(place)
+    # What is in the tree has been brought to the disk; to wait here for what others write would be a part of the outage.
+    sync_directory(place.parent)
+    sync_directory(tree.parent)
 
 
 def swapped(place: Path, journal: Path) -> bool:

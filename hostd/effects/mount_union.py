@@ -41,7 +41,7 @@ class MountUnion(Effect):
             if not state.placed and not union.remaining(first_only=True):
                 if union.federable:
                     union.unmount_all()
-                union.place_plain()
+                union.place_plain(untouched="target_claimed" not in context.view.facts)
                 continue
             # A reboot takes it away, also where ``cargo-hostd mounts`` has mounted the union since.
             if not state.remote and (not state.placed or union.remaining(first_only=True)):

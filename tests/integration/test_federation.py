@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from events.errors import CargoError, PermanentError, RefusedError, TransientError
-from hostd import fold, mounts
+from hostd import federation, fold, mounts
 from hostd.dirty import everything
 from hostd.federation import Union
 from hostd.manifest import observe
@@ -354,17 +354,39 @@ def test_an_abort_before_anything_was_made_is_harmless(stand: Stand) -> None:
     assert os.listdir(stand.volume) == []
 
 
-def test_with_nothing_stale_the_tree_takes_its_place_without_a_union(stand: Stand) -> None:
+@pytest.mark.parametrize("untouched", [False, True])
+def test_with_nothing_stale_the_tree_takes_its_place_without_a_union(stand: Stand, untouched: bool) -> None:
     before = stand.begin(plant)
     (stand.source / "clean").chmod(0o600)
     (stand.source / "d" / "a").unlink()
     stand.union.apply(dirty(before, snapshot(stand.source)))
     assert stand.union.fill_list() == []
     for _ in range(2):
-        stand.union.place_plain()
+        stand.union.place_plain(untouched=untouched)
     assert stand.union.state().settled
     assert mounts.mounts_below(stand.base) == []
     stand.union.remove()
+    assert differences(stand.source, stand.place) == []
+    assert overlay_marks(stand.place) == []
+
+
+def test_a_tree_that_no_container_has_had_takes_its_place_unseen(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outage must not grow with the number of files."""
+    before = stand.begin(plant)
+    stand.union.apply(dirty(before, snapshot(stand.source)))
+    monkeypatch.setattr(federation, "fold_tree", lambda *_: pytest.fail("the tree was looked through"))
+    stand.union.place_plain(untouched=True)
+    assert stand.union.state().settled
+
+
+def test_a_tree_whose_contents_came_after_its_placeholders_is_completed_also_if_no_container_has_had_it(
+    stand: Stand,
+) -> None:
+    before = stand.begin(plant)
+    (stand.source / "clean").write_bytes(b"changed")
+    stand.union.apply(dirty(before, snapshot(stand.source)))
+    stand.fill()
+    stand.union.place_plain(untouched=True)
     assert differences(stand.source, stand.place) == []
     assert overlay_marks(stand.place) == []
 
