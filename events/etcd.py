@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from events import etcd_messages, tls_files
+
 # Agents start many child processes. They exec at once, so gRPC need not follow a fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-from events import etcd_messages, tls_files
 
 with etcd_messages.made_here():
     import etcd3
