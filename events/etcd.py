@@ -14,28 +14,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# etcd3's generated messages need the pure-Python runtime of protobuf; it is chosen when first imported.
-os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
+from events import etcd_messages, tls_files
+
 # Agents start many child processes. They exec at once, so gRPC need not follow a fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-with warnings.catch_warnings():
-    # A hundred of them, about how etcd3's generated messages were generated.
-    warnings.simplefilter("ignore", DeprecationWarning)
+with etcd_messages.made_here():
     import etcd3
     from etcd3 import etcdrpc as etcdrpc  # noqa: PLC0414 - events.etcd_users takes its messages from here
 import grpc
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 
-from events import tls_files
 from events.errors import StoreUnavailableError, WrongClusterError
 from events.following import TICK_SECONDS, Change, KeyValue
 from events.keyspace import Keyspace, key_bytes, key_text, prefix_end

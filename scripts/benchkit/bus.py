@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
 
 from benchkit.backbone import Backbone, backbone
 from benchkit.case import Case, Result, Setting
 from benchkit.figures import Table, percentile
 from benchkit.plots import lines
-from events import schema
-from events.schema import Event
-from events.stamp import Stamper
-from events.store import Store
 from labkit.errors import LabError
 from labkit.spec import REPOSITORY
 
 WRITERS = 4
 RATES = {"tiny": (50,), "quick": (50, 200), "full": (10, 50, 100, 200, 400)}
 DEADLINE_SECONDS = 30.0
+HEAD_START_SECONDS = 0.1
 PERCENTS = (50, 90, 99, 99.9)
-
-
-class Writer(threading.Thread):
-    """Appends to a history of its own at a steady rate; remembers when each append was called, and when durable."""
-
-    def __init__(self, store: Store, migration: str, rate: float, seconds: float) -> None:
-        super().__init__(name=migration, daemon=True)
-        self._store, self._migration = store, migration
-        self._rate, self._seconds = rate, seconds
-        self.called: dict[str, float] = {}
-        self.durable: dict[str, float] = {}
-
-    def run(self) -> None:
-        stamper = Stamper("hostd/alpha")
-        previous: Event | None = None
-        began = time.monotonic()
-        for number in range(int(self._rate * self._seconds)):
-            time.sleep(max(0.0, began + number / self._rate - time.monotonic()))
-            stamp = stamper.stamp(1)
-            self.called[stamp.uuid] = time.monotonic()
-            data = schema.StepRecovered(step=f"step {number}")
-            previous = self._store.append(self._migration, previous, data, cause=0, stamp=stamp, notify=("beta",))
-            self.durable[stamp.uuid] = time.monotonic()
 
 
 def run(setting: Setting) -> Result:
@@ -61,38 +36,34 @@ def run(setting: Setting) -> Result:
 
 
 def at_rate(bus: Backbone, rate: int, seconds: float) -> Result:
-    """So many events a second, over several histories, for so long."""
-    reactor = subprocess.Popen(
-        [sys.executable, "-m", "benchkit.reactor", bus.endpoint],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}/scripts:{REPOSITORY}"},
-    )
-    assert reactor.stdout is not None
-    stores = [bus.connect() for _ in range(WRITERS)]
-    try:
-        if reactor.stdout.readline().strip() != "ready":
-            raise LabError("the process that is to react did not start")
+    """So many events a second, evenly spread over time and over several histories, for so long."""
+    with contextlib.ExitStack() as stack:
+        reactor = stack.enter_context(process("reactor", bus.endpoint))
         writers = [
-            Writer(store, f"rate-{rate}-{number}", rate / WRITERS, seconds) for number, store in enumerate(stores)
+            stack.enter_context(
+                process("writer", bus.endpoint, f"rate-{rate}-{number}", str(rate / WRITERS), str(seconds))
+            )
+            for number in range(WRITERS)
         ]
-        began = time.monotonic()
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join(seconds + DEADLINE_SECONDS)
-        took = time.monotonic() - began
+        for child in (reactor, *writers):
+            assert child.stdout is not None
+            if child.stdout.readline().strip() != "ready":
+                raise LabError(f"a process of the bus case did not start: {child.args!r}")
+        began = time.monotonic() + HEAD_START_SECONDS
+        for number, writer in enumerate(writers):
+            assert writer.stdin is not None
+            writer.stdin.write(f"{began + number / rate}\n")
+            writer.stdin.flush()
+        appended = [
+            (uuid, called, durable)
+            for writer in writers
+            for uuid, called, durable in json.loads(writer.communicate(timeout=seconds + DEADLINE_SECONDS)[0])
+        ]
         time.sleep(1.0)  # what is under way arrives; whatever is later is lost, and counted
-        said, _ = reactor.communicate("", timeout=DEADLINE_SECONDS)
-    finally:
-        reactor.kill()
-        reactor.wait()
-        for store in stores:
-            store.close()
-    seen = dict(json.loads(said))
-    called = {uuid: at for writer in writers for uuid, at in writer.called.items()}
-    durable = {uuid: at for writer in writers for uuid, at in writer.durable.items()}
+        seen = dict(json.loads(reactor.communicate("", timeout=DEADLINE_SECONDS)[0]))
+    called = {uuid: at for uuid, at, _ in appended}
+    durable = {uuid: at for uuid, _, at in appended}
+    took = max(durable.values()) - began
     reaction = [seen[uuid] - at for uuid, at in called.items() if uuid in seen]
     return {
         "asked_per_second": rate,
@@ -104,6 +75,23 @@ def at_rate(bus: Backbone, rate: int, seconds: float) -> Result:
         },
         "reaction_seconds": {str(percent): percentile(reaction, percent) for percent in PERCENTS},
     }
+
+
+@contextlib.contextmanager
+def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of this case, which does not outlive it."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", f"benchkit.{module}", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}/scripts:{REPOSITORY}"},
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def tables(result: Result) -> list[Table]:
@@ -146,8 +134,8 @@ CASE = Case(
     name="bus",
     title="The bus",
     about=(
-        "Four writers append, each to a history of its own, on a real etcd with its log on the disk; another process follows all "
-        "histories. *Reaction*: from the call of the append until the other process has read the event, checked the chain and "
+        "Four writers, each a process as agents are, append to a history of its own each, on a real etcd with its log on the disk; events are "
+        "spread evenly over the time, and another process follows all histories. *Reaction*: from the call of the append until the other process has read the event, checked the chain and "
         "decoded it. *Durable*: until the append has returned."
     ),
     run=run,

@@ -43,7 +43,8 @@ class CheckpointStage(Stage):
     def __init__(self, lab: Lab) -> None:
         """Raises LabError with why it cannot be done here."""
         names = [host.spec.name for host in lab.hosts if host.spec.name not in NAMES]
-        wider = Lab(lab.spec.name, hosts=[*names, *(f"{name}={ROOT}" for name in NAMES)])
+        hosts = [*names, *(f"{name}={ROOT}" for name in NAMES)]
+        wider = Lab(lab.spec.name, hosts=hosts, base=lab.root.parent)
         wider.up(agents=False)
         super().__init__(wider, NAMES)
         try:

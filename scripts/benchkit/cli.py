@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from rich.table import Table as Shown
 
 from benchkit import agent, budgets, bus, fleet, link, outage, page, peers, service, touch, union
 from benchkit.case import Case, Scale, Setting
+from benchkit.disk import disk
 from benchkit.figures import Table
 from benchkit.stage import Stage
 from labkit.errors import LabError
@@ -32,25 +34,25 @@ class Run:
     def __init__(self, scale: Scale, console: Console, lab: str, subnet: str) -> None:
         self._console = console
         self._names = (lab, subnet)
-        self._lab: Lab | None = None
         self._stage: Stage | None = None
+        self._leave = contextlib.ExitStack()
         self.setting = Setting(scale, lambda line: console.print(f"  {line}", style="dim"), self.stage)
 
     def stage(self) -> Stage:
         """The lab with its container."""
         if self._stage is None:
             self._console.print("  bringing the lab up", style="dim")
-            self._lab = Lab(self._names[0], self._names[1])
-            self._lab.up()
-            self._stage = Stage(self._lab)
+            name, subnet = self._names
+            with contextlib.ExitStack() as stack:  # what fails half-way is taken down before the next case tries
+                base = stack.enter_context(disk(name, self.setting.say))
+                lab = stack.enter_context(Lab(name, subnet, base=base))
+                self._stage = stack.enter_context(contextlib.closing(Stage(lab)))
+                self._leave = stack.pop_all()
         return self._stage
 
     def close(self) -> None:
         """Leave nothing behind."""
-        if self._stage is not None:
-            self._stage.close()
-        if self._lab is not None:
-            self._lab.down()
+        self._leave.close()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from typing import Any
 from benchkit.services import REDIS, Service
 from coordinator.narrate import size
 from events.connecting import connect
-from events.schema import TERMINAL_PHASES, Event
+from events.schema import TERMINAL_PHASES, Event, Requested, SourceReleased
 from events.settings import EtcdSettings
 from labkit.errors import LabError
 from labkit.host import Host
@@ -169,7 +169,6 @@ class Stage:
             "container": CONTAINER,
             "source": self.home.spec.name,
             "target": self.away.spec.name,
-            "on_release": "remove",
             **request,
         }
         self.store.put(self.store.keys.request(name), json.dumps(body).encode())
@@ -201,11 +200,25 @@ class Stage:
         self.home = self.away
 
     def fold(self, migration: str) -> None:
-        """Have the union folded at once, so that whatever comes next finds a plain volume."""
+        """Have the union folded at once, so that whatever comes next finds a plain volume, and nothing where it was."""
         key = self.store.keys.control(migration)
         self.store.put_if_absent(key, b"finalise")
-        self.wait(migration, {"finalised"}, FOLD_SECONDS)
+        events = self.wait(migration, {"finalised"}, FOLD_SECONDS)
         wait_until(lambda: self.store.get(key) is None, "nobody took the control to finalise", 30)
+        self._remove_kept(events)
+
+    def _remove_kept(self, events: list[Event]) -> None:
+        """The source's copy, which a migration keeps as ``rsync -a`` does: removed when nothing is measured."""
+        requested, released = events[0].data, next(event.data for event in events if event.type == "source_released")
+        assert isinstance(requested, Requested) and isinstance(released, SourceReleased) and released.kept_as
+        host = self.lab.host(requested.request.source)
+        docker = host.docker_client()
+        kept = docker.containers.get(released.kept_as)
+        volumes = [mount["Name"] for mount in kept.attrs["Mounts"] if mount["Type"] == "volume"]
+        kept.remove(force=True)
+        for name in volumes:
+            docker.volumes.get(name).remove()
+        host.run(["sync", "-f", VOLUMES], timeout_seconds=END_SECONDS)
 
     def migrate(self, **request: Any) -> list[Event]:
         """One migration through to a plain volume on the other host; the history up to ``completed``."""
