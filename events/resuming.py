@@ -17,7 +17,6 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -29,7 +28,8 @@ LONGEST_BACKOFF_SECONDS = 2.0
 """An attempt costs a few milliseconds; a recovered store is found again within this time."""
 QUEUED_ITEMS = 1000
 """What may wait for a slow consumer; beyond it the watch itself is made to wait."""
-QUEUE_POLL_SECONDS = 0.5
+FULL_QUEUE_SECONDS = 0.05
+"""How soon a full queue is looked at again."""
 CLOSE_SECONDS = 2.0
 SILENT_SECONDS = 4.0
 """A healthy watch tells within milliseconds what a read can show; one that is this late is begun anew at its cursor,
@@ -87,7 +87,8 @@ class ResumingFollower(Follower):
         self._unread = dict.fromkeys(prefixes, False)
         """Prefixes to read before watching; True where that is a resync."""
         self._cursors: dict[str, int] = {}
-        self._items: queue.Queue[Snapshot | Changes | None] = queue.Queue(QUEUED_ITEMS)
+        # A look into an empty one costs a tenth of what a bounded queue asks for it, twice a second for ever.
+        self._items: queue.SimpleQueue[Snapshot | Changes | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._session: WatchSession | None = None
         self._trouble = ""
@@ -135,8 +136,7 @@ class ResumingFollower(Follower):
         session = self._session
         if session is not None:
             session.close()
-        with suppress(queue.Full):
-            self._items.put_nowait(None)
+        self._items.put(None)
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_SECONDS)
 
@@ -194,9 +194,7 @@ class ResumingFollower(Follower):
         self._cursors[batch.prefix] = max(cursor, batch.revision)
 
     def _offer(self, item: Snapshot | Changes | None) -> None:
-        while not self._closing.is_set():
-            try:
-                self._items.put(item, timeout=QUEUE_POLL_SECONDS)
-            except queue.Full:
-                continue
-            return
+        while self._items.qsize() >= QUEUED_ITEMS:
+            if self._closing.wait(FULL_QUEUE_SECONDS):
+                return
+        self._items.put(item)
