@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -117,7 +118,17 @@ class EtcdAccess:
 
 
 class _Client(etcd3.Etcd3Client):  # type: ignore[misc]
-    """Takes the contents of the TLS files, not their names."""
+    """Takes the contents of the TLS files, not their names, and keeps leases alive without a stream."""
+
+    @cached_property
+    def keep_alive_once(self) -> Any:
+        """One question of the stream ``LeaseKeepAlive``, and its answer: on the wire a call like any other, and as such it
+        costs no threads, two for each refresh otherwise."""
+        return self.channel.unary_unary(
+            _KEEP_ALIVE,
+            request_serializer=etcdrpc.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=etcdrpc.LeaseKeepAliveResponse.FromString,
+        )
 
     def _get_secure_creds(self, ca_cert: bytes, cert_key: bytes | None = None, cert_cert: bytes | None = None) -> Any:
         return grpc.ssl_channel_credentials(ca_cert, cert_key, cert_cert)
@@ -267,7 +278,7 @@ class EtcdStore(Store):
         return self._call(connections, lambda client, options: client.kvstub.Range(request, **options))
 
     def look(self, *places: str) -> list[list[KeyValue]]:
-        request = etcdrpc.TxnRequest(success=[_question(place) for place in places])
+        request = _questions(places)
         try:
             answer = self._reading(
                 lambda: self._call(self._connections, lambda client, options: client.kvstub.Txn(request, **options))
@@ -295,17 +306,10 @@ class EtcdStore(Store):
     def _keep_alive(self, lease_id: int) -> int:
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease_id)
 
-        def ask(client: Any, options: dict[str, Any]) -> Any:
-            # The method is a stream of questions and answers. One question and one answer are a call like any other on the
-            # wire, and as such cost no threads: two for each refresh otherwise.
-            call = client.channel.unary_unary(
-                _KEEP_ALIVE,
-                request_serializer=etcdrpc.LeaseKeepAliveRequest.SerializeToString,
-                response_deserializer=etcdrpc.LeaseKeepAliveResponse.FromString,
-            )
-            return call(request, **options)
-
-        ttl: int = self._call(self._connections, ask, ordered=False).TTL
+        answer = self._call(
+            self._connections, lambda client, options: client.keep_alive_once(request, **options), ordered=False
+        )
+        ttl: int = answer.TTL
         return max(ttl, 0)
 
     def _revoke(self, lease_id: int) -> None:
@@ -561,10 +565,15 @@ def _compare(compare: Compare) -> Any:
     return message
 
 
-def _question(place: str) -> Any:
-    key = key_bytes(place)
-    end = prefix_end(key) if place.endswith("/") else b""
-    return etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=key, range_end=end, limit=PAGE_KEYS))
+@lru_cache(maxsize=8)
+def _questions(places: tuple[str, ...]) -> Any:
+    """What is in ``places``, as one transaction; kept, because the same is asked every few seconds."""
+    asked = []
+    for place in places:
+        key = key_bytes(place)
+        end = prefix_end(key) if place.endswith("/") else b""
+        asked.append(etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=key, range_end=end, limit=PAGE_KEYS)))
+    return etcdrpc.TxnRequest(success=asked)
 
 
 def _operation(operation: Put | Delete) -> Any:

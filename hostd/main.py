@@ -19,6 +19,7 @@ from events import logs, supervisor
 from events.connecting import connect, exposure
 from events.errors import CargoError
 from events.failpoints import Failpoints
+from events.following import StopEvent
 from events.settings import DEFAULT_CONFIG
 from events.version import version
 from hostd.effects.base import Workbench
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     log = logs.configure(settings.log, process="hostd", host=settings.name)
     if options.command == "mounts":
         return _mounts(settings, log)
-    stop = threading.Event()
+    stop = StopEvent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
