@@ -73,6 +73,8 @@ class Telling:
         self._record: HostRecord | None = None
         """Of the host, as of then; None when there has to be another."""
         self._data_root = ""
+        self._trees: tuple[str, ...] = ()
+        """Of the containers' data: whose sizes are asked about at every look, lest they be forgotten."""
         self._migrations: dict[str, str] = {}
         self._threads = [
             threading.Thread(target=self._listen, name="docker events", daemon=True),
@@ -148,6 +150,8 @@ class Telling:
             self._registration.update(encode_host(self._look(rows)))
             self._listed = listed
             return
+        for tree in self._trees:
+            self._sizer.size(tree)
         free = engine.disk_free(self._data_root)
         record = msgspec.structs.replace(record, free_bytes=free.free_bytes, free_inodes=free.free_inodes)
         self._registration.update(encode_host(record), soon=False)
@@ -170,6 +174,7 @@ class Telling:
         containers = [_with_refusals(found, settings) for found in containers]
         self._migrations = {found.id: found.migration for found in containers if found.migration}
         self._put(containers)
+        self._trees = tuple(mount.tree for found in containers for mount in found.mounts if not mount.file_system)
         self._data_root, self._record = info.data_root, record
         return record
 
