@@ -71,7 +71,7 @@ def test_what_docker_stopped_as_it_went_down_is_not_a_persons_stop_however_long_
 
 # --- what a look costs ---------------------------------------------------------------------------------------
 
-RAW = container("web")
+RAW = container()
 
 
 class Docker:
