@@ -126,10 +126,9 @@ CASE = Case(
     name="agent",
     title="The agents",
     about=(
-        "Resident memory and processor time of each `cargo-hostd`, freshly started, with one container on the host. At rest means that "
-        "the agent has measured the container's data, which it does once when it sees it first: 100,000 files take it a third of a "
-        "second, and they were in the figure for the source before. *Its tools* are the rsync, ssh and other processes that it started "
-        "and that have ended. What was tried, and what it gave: [performance.md](performance.md)."
+        "Resident memory and processor time of each `cargo-hostd`, freshly started, with one container on the host. *At rest* begins when "
+        "the agent has measured how large the container's data is, which it does once when it sees it first (a third of a second of "
+        "processor time for 100,000 files). *Its tools* are the rsync, ssh and other processes that it started and that have ended."
     ),
     run=run,
     tables=tables,
