@@ -5,7 +5,9 @@ it wants to have imported but does not touch, is ``postponed``: a stand-in, whic
 somebody asks it for anything. Neither hides a module that is loaded already, nor lasts longer than the block, so whoever
 imports one of them elsewhere gets the real one.
 
-It must never be used for a module that Cargo itself needs, whatever the moment: loading one takes milliseconds.
+It must never be used for a module that Cargo itself needs, whatever the moment: loading one takes milliseconds. Nor for one
+that the standard library does without: what is loaded in the block stays as it was made there, so that without ``ssl`` the
+whole process would have an ``http.client`` that knows no HTTPS.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ import msgspec
 
 from events.lean_imports import absent
 
-# Docker is spoken to over a Unix socket, in JSON: nothing is encrypted, and no encoding has to be guessed.
-with warnings.catch_warnings(), absent("ssl", "charset_normalizer", "chardet"):
+# Docker speaks JSON: no encoding has to be guessed.
+with warnings.catch_warnings(), absent("charset_normalizer", "chardet"):
     warnings.filterwarnings("ignore", "Unable to find acceptable character detection")
     import docker
     import docker.errors

@@ -10,7 +10,7 @@ import pytest
 
 from events.lean_imports import absent, postponed
 
-UNUSED = ("asyncio", "chardet", "charset_normalizer", "cryptography", "google._upb._message", "grpc.aio", "rich", "ssl")
+UNUSED = ("asyncio", "chardet", "charset_normalizer", "cryptography", "google._upb._message", "grpc.aio", "rich")
 SPARE = "this"
 """A module of the standard library that nothing here has loaded."""
 
