@@ -16,17 +16,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from events import etcd_messages, tls_files
+from events.lean_imports import postponed
 
 # Agents start many child processes. They exec at once, so gRPC need not follow a fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-with etcd_messages.made_here():
+# Without gRPC's half for coroutines.
+with etcd_messages.made_here(), postponed("asyncio", "grpc.aio"):
     import etcd3
     from etcd3 import etcdrpc as etcdrpc  # noqa: PLC0414 - events.etcd_users takes its messages from here
 import grpc
@@ -37,7 +40,7 @@ from events.following import TICK_SECONDS, Change, KeyValue
 from events.keyspace import Keyspace, key_bytes, key_text, prefix_end
 from events.leases import LeaseGoneError
 from events.resuming import Batch, ResumingFollower
-from events.store import CompactedError, Compare, Delete, NoAnswerError, Outcome, Page, Put, Store
+from events.store import PAGE_KEYS, CompactedError, Compare, Delete, NoAnswerError, Outcome, Page, Put, Store
 
 CALL_TIMEOUT_SECONDS = 5.0
 """Longer than an election (1 s) and a slow disk's fsync (2 s), so neither is taken for an outage (B16)."""
@@ -49,6 +52,8 @@ SILENCE_SECONDS = 25.0
 """A watch that gave no sign of life for so long, though asked, is dead."""
 RECEIVE_BYTES = 64 * 1024 * 1024
 """Two pages of the largest events. gRPC's own default is 4 MiB."""
+WINDOW_BYTES = 1024 * 1024
+"""What etcd may send ahead in one answer: 50 MB/s over 20 ms of distance. HTTP/2's own default is 64 KiB."""
 
 _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
@@ -56,6 +61,10 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", RECEIVE_BYTES),
+    # gRPC would find the window out by a ping after every answer, and each ping keeps its threads awake for seconds:
+    # a third of what an idle agent would cost (docs/performance.md).
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -70,6 +79,7 @@ _WATCH_ID_FIELD, _FRAGMENT_FIELD, _RESPONSE_FRAGMENT_FIELD = 7, 8, 7
 """Fields of WatchCreateRequest and WatchResponse since etcd 3.4, which etcd3's older messages lack."""
 _PROGRESS_REQUEST = b"\x1a\x00"
 """A WatchRequest with its field 3, ``progress_request``, which etcd3's older messages lack too."""
+_KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 _OLD_AUTH_REVISION = ("auth store is old", "revision in header is old")
 """etcd's words for ErrAuthOldRevision, by the way that it came (etcd, auth/store.go and rpctypes/error.go)."""
 _TRANSIENT = {
@@ -103,7 +113,17 @@ class EtcdAccess:
 
 
 class _Client(etcd3.Etcd3Client):  # type: ignore[misc]
-    """Takes the contents of the TLS files, not their names."""
+    """Takes the contents of the TLS files, not their names, and keeps leases alive without a stream."""
+
+    @cached_property
+    def keep_alive_once(self) -> Any:
+        """One question of the stream ``LeaseKeepAlive``, and its answer: on the wire a call like any other, and as such it
+        costs no threads, two for each refresh otherwise."""
+        return self.channel.unary_unary(
+            _KEEP_ALIVE,
+            request_serializer=etcdrpc.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=etcdrpc.LeaseKeepAliveResponse.FromString,
+        )
 
     def _get_secure_creds(self, ca_cert: bytes, cert_key: bytes | None = None, cert_cert: bytes | None = None) -> Any:
         return grpc.ssl_channel_credentials(ca_cert, cert_key, cert_cert)
@@ -252,6 +272,19 @@ class EtcdStore(Store):
     def _range(self, connections: _Connections, request: Any) -> Any:
         return self._call(connections, lambda client, options: client.kvstub.Range(request, **options))
 
+    def look(self, *places: str) -> list[list[KeyValue]]:
+        request = _questions(places)
+        try:
+            answer = self._reading(
+                lambda: self._call(self._connections, lambda client, options: client.kvstub.Txn(request, **options))
+            )
+        except _AnswerTooLargeError:
+            return super().look(*places)
+        found = [response.response_range for response in answer.responses]
+        if any(part.more for part in found):
+            return super().look(*places)
+        return [[_key_value(kv) for kv in part.kvs] for part in found]
+
     def _transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
         request = etcdrpc.TxnRequest(
             compare=[_compare(item) for item in compares], success=[_operation(item) for item in operations]
@@ -268,14 +301,10 @@ class EtcdStore(Store):
     def _keep_alive(self, lease_id: int) -> int:
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease_id)
 
-        def ask(client: Any, options: dict[str, Any]) -> Any:
-            call = client.leasestub.LeaseKeepAlive(iter([request]), **options)
-            try:
-                return next(call)
-            finally:
-                call.cancel()
-
-        ttl: int = self._call(self._connections, ask, ordered=False).TTL
+        answer = self._call(
+            self._connections, lambda client, options: client.keep_alive_once(request, **options), ordered=False
+        )
+        ttl: int = answer.TTL
         return max(ttl, 0)
 
     def _revoke(self, lease_id: int) -> None:
@@ -326,8 +355,6 @@ class EtcdStore(Store):
             if "closed channel" not in str(error):
                 raise
             raise NoAnswerError("the connection to etcd was closed") from error
-        except StopIteration as error:
-            raise NoAnswerError("etcd ended the call without an answer") from error
         self._check_origin(connections, answer.header, newest if ordered else None)
         return answer
 
@@ -531,6 +558,17 @@ def _compare(compare: Compare) -> Any:
     else:
         message.target, message.create_revision = etcdrpc.Compare.CREATE, compare.equals
     return message
+
+
+@lru_cache(maxsize=8)
+def _questions(places: tuple[str, ...]) -> Any:
+    """What is in ``places``, as one transaction; kept, because the same is asked every few seconds."""
+    asked = []
+    for place in places:
+        key = key_bytes(place)
+        end = prefix_end(key) if place.endswith("/") else b""
+        asked.append(etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=key, range_end=end, limit=PAGE_KEYS)))
+    return etcdrpc.TxnRequest(success=asked)
 
 
 def _operation(operation: Put | Delete) -> Any:

@@ -10,14 +10,34 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple, Self
 
 TICK_SECONDS = 30.0
 """A watch may be silent although something happened; consumers look for themselves this often (B9)."""
 STOP_POLL_SECONDS = 0.5
-"""How soon an iterating consumer notices that it should stop."""
+"""How soon an iterating consumer notices that it should stop, where ``stop`` is no StopEvent."""
+
+
+class StopEvent(threading.Event):
+    """An event that also wakes those who wait for something else. ``set`` may be called by a signal handler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wakes: list[Callable[[], None]] = []
+
+    def wakes(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` when the event is set. It must return at once, take no lock, and bear to be called at any time."""
+        self._wakes.append(wake)
+        if self.is_set():
+            wake()
+
+    def set(self) -> None:
+        """Set it, and wake them."""
+        super().set()
+        for wake in self._wakes:
+            wake()
 
 
 class KeyValue(NamedTuple):
@@ -82,6 +102,8 @@ class Follower(ABC):
     def __init__(self, stop: threading.Event | None, tick_seconds: float) -> None:
         self._stop = stop if stop is not None else threading.Event()
         self._tick_seconds = tick_seconds
+        self._poll_seconds = min(STOP_POLL_SECONDS, tick_seconds)
+        """How long iterating may wait without looking for itself; a store that wakes for everything makes it longer."""
         self.closed = False
 
     @property
@@ -91,7 +113,7 @@ class Follower(ABC):
 
     @abstractmethod
     def poll(self, timeout_seconds: float) -> Snapshot | Changes | None:
-        """The next item, or None when none came in time."""
+        """The next item, or None when none came in time; sooner than that if there is something else to notice."""
 
     def expect(self, prefix: str, revision: int) -> None:
         """Say that a read has shown ``revision`` below ``prefix``, every time one does.
@@ -109,7 +131,8 @@ class Follower(ABC):
         quiet_since = time.monotonic()
         told = ""
         while not self._stop.is_set() and not self.closed:
-            item = self.poll(min(STOP_POLL_SECONDS, self._tick_seconds))
+            left = quiet_since + self._tick_seconds - time.monotonic()
+            item = self.poll(max(0.0, min(self._poll_seconds, left)))
             if item is not None:
                 yield item
             elif self.trouble != told:

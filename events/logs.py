@@ -7,30 +7,16 @@ they never leave the container's specification file.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
+from events.lean_imports import absent, postponed
 from events.settings import LogSettings
 
-
-@contextlib.contextmanager
-def _without_rich() -> Iterator[None]:
-    """structlog loads rich where it finds it, for tracebacks that are not used here: 4 MiB in every daemon."""
-    absent = "rich" not in sys.modules
-    if absent:
-        sys.modules["rich"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if absent:
-            del sys.modules["rich"]
-
-
-with _without_rich():
+# rich is for tracebacks that are not used here, asyncio for logging from coroutines.
+with absent("rich"), postponed("asyncio"):
     import structlog
 
 

@@ -17,19 +17,19 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
 from events.errors import StoreUnavailableError, WrongClusterError
-from events.following import Change, Changes, Follower, KeyValue, Snapshot
+from events.following import Change, Changes, Follower, KeyValue, Snapshot, StopEvent
 
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 2.0
 """An attempt costs a few milliseconds; a recovered store is found again within this time."""
 QUEUED_ITEMS = 1000
 """What may wait for a slow consumer; beyond it the watch itself is made to wait."""
-QUEUE_POLL_SECONDS = 0.5
+FULL_QUEUE_SECONDS = 0.05
+"""How soon a full queue is looked at again."""
 CLOSE_SECONDS = 2.0
 SILENT_SECONDS = 4.0
 """A healthy watch tells within milliseconds what a read can show; one that is this late is begun anew at its cursor,
@@ -87,7 +87,13 @@ class ResumingFollower(Follower):
         self._unread = dict.fromkeys(prefixes, False)
         """Prefixes to read before watching; True where that is a resync."""
         self._cursors: dict[str, int] = {}
-        self._items: queue.Queue[Snapshot | Changes | None] = queue.Queue(QUEUED_ITEMS)
+        # A look into an empty one costs a tenth of what a bounded queue asks for it, twice a second for ever.
+        self._items: queue.SimpleQueue[Snapshot | Changes | None] = queue.SimpleQueue()
+        self._wakes = isinstance(stop, StopEvent)
+        """Whoever iterates waits for a whole tick, and is woken for everything else."""
+        if isinstance(stop, StopEvent):
+            self._poll_seconds = tick_seconds
+            stop.wakes(self._wake)
         self._closing = threading.Event()
         self._session: WatchSession | None = None
         self._trouble = ""
@@ -135,10 +141,12 @@ class ResumingFollower(Follower):
         session = self._session
         if session is not None:
             session.close()
-        with suppress(queue.Full):
-            self._items.put_nowait(None)
+        self._wake()
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_SECONDS)
+
+    def _wake(self) -> None:
+        self._items.put(None)
 
     # --- the thread ----------------------------------------------------------------------------
 
@@ -149,17 +157,19 @@ class ResumingFollower(Follower):
                 self._read_unread()
                 self._session = self._store.open_watches(self._cursors)
                 for batch in self._session:
-                    backoff, self._trouble = FIRST_BACKOFF_SECONDS, ""
+                    backoff = FIRST_BACKOFF_SECONDS
+                    self._tell("")
                     self._take(batch)
                     if self._closing.is_set() or self._unread:
                         break
             except WrongClusterError as error:
                 self._fatal = error
                 self._trouble = str(error)
-                self._offer(None)
+                self._wake()
                 return
             except StoreUnavailableError as error:
-                self._trouble, self._silent = self._silent or str(error), ""
+                trouble, self._silent = self._silent or str(error), ""
+                self._tell(trouble)
             finally:
                 if self._session is not None:
                     self._session.close()
@@ -193,10 +203,14 @@ class ResumingFollower(Follower):
                 self._cursors[batch.prefix] = cursor = revision
         self._cursors[batch.prefix] = max(cursor, batch.revision)
 
-    def _offer(self, item: Snapshot | Changes | None) -> None:
-        while not self._closing.is_set():
-            try:
-                self._items.put(item, timeout=QUEUE_POLL_SECONDS)
-            except queue.Full:
-                continue
-            return
+    def _tell(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if self._wakes:
+                self._wake()
+
+    def _offer(self, item: Snapshot | Changes) -> None:
+        while self._items.qsize() >= QUEUED_ITEMS:
+            if self._closing.wait(FULL_QUEUE_SECONDS):
+                return
+        self._items.put(item)

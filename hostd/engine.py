@@ -20,16 +20,23 @@ import contextlib
 import os
 import threading
 import urllib.parse
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import docker
-import docker.errors
 import msgspec
-import requests
-import urllib3
+
+from events.lean_imports import absent
+
+# Docker speaks JSON: no encoding has to be guessed.
+with warnings.catch_warnings(), absent("charset_normalizer", "chardet"):
+    warnings.filterwarnings("ignore", "Unable to find acceptable character detection")
+    import docker
+    import docker.errors
+    import requests
+    import urllib3
 
 from events.errors import CargoError, PermanentError, TransientError
 from hostd.docker_json import InfoView, VersionView, view
@@ -64,9 +71,11 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 """Of one request. Creating and removing containers on a busy disk takes many seconds."""
 IMAGE_TIMEOUT_SECONDS = 1800.0
 """Silence allowed while Docker packs or unpacks layers; it reports nothing meanwhile."""
-EVENT_KINDS = ("container", "volume", "network")
+EVENT_KINDS = ("container", "volume", "network", "daemon")
 RECONNECT_SECONDS = (0.1, 5.0)
 """First and longest pause before the event stream is opened again."""
+GUARD_SECONDS = 30.0
+"""How long the guard of an event stream that broke off may outlive it. An idle agent pays for every look."""
 CHUNK_BYTES = 1024 * 1024
 PORT_TAKEN = ("port is already allocated", "address already in use")
 """Docker says so with status 500, but no repetition mends it."""
@@ -110,9 +119,12 @@ class Engine(ContainerCalls, VolumeCalls):
 
     version = info
 
-    def disk_free(self) -> DiskFree:
-        """Room in the data root, which must be visible to this process. Raises TransientError."""
-        data_root = self.info().data_root
+    def disk_free(self, data_root: str = "") -> DiskFree:
+        """Room in the data root, which must be visible to this process; Docker is asked where that is, unless it is given.
+
+        Raises TransientError.
+        """
+        data_root = data_root or self.info().data_root
         try:
             found = os.statvfs(data_root)
         except OSError as error:
@@ -398,7 +410,7 @@ def _lines(reply: requests.Response) -> Iterator[bytes]:
 def _cut(reply: requests.Response, stop: threading.Event, over: threading.Event) -> None:
     """Break the connection of ``reply`` as soon as ``stop`` is set, to end a read that has no time limit."""
     while not over.is_set():
-        if stop.wait(0.5):
+        if stop.wait(GUARD_SECONDS):
             with contextlib.suppress(Exception):
                 docker.types.daemon.CancellableStream(iter(()), reply).close()
             return

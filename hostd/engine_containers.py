@@ -62,10 +62,11 @@ class ContainerCalls(ImageCalls):
         rows = self._json_list("GET", "/containers/json", query=query, what="listing containers")
         return [_summary(row) for row in rows]
 
-    def inspect_all(self) -> list[dict[str, Any]]:
-        """The descriptions of all containers; one that vanishes meanwhile is left out."""
+    def inspect_all(self, rows: Sequence[ContainerSummary] | None = None) -> list[dict[str, Any]]:
+        """The descriptions of all containers, or of ``rows``; one that vanishes meanwhile is left out."""
         # Docker describes a container that waits at its gate only once it has started; it holds nobody up here.
-        found = (self.inspect(row.id) for row in self.containers() if row.id not in self.starting)
+        listed = self.containers() if rows is None else rows
+        found = (self.inspect(row.id) for row in listed if row.id not in self.starting)
         return [raw for raw in found if raw is not None]
 
     def find_by_label(self, label: str, value: str) -> list[ContainerSummary]:

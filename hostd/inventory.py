@@ -23,7 +23,7 @@ from events.records import ContainerRecord, HostRecord, MountRecord
 from events.schema import Mount, PortBinding
 from hostd import mounts
 from hostd.docker_json import ContainerView, VolumeView, view
-from hostd.engine import Engine
+from hostd.engine import ContainerSummary, Engine, EngineInfo
 from hostd.shared_storage import SHARED_FILE_SYSTEMS, find_shared
 from hostd.spec import MIGRATION_LABEL, data_mounts, port_bindings
 from hostd.spec_rules import source_findings
@@ -32,8 +32,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 FILE_SYSTEMS = Path("/proc/filesystems")
 REMEASURE_SECONDS = 600.0
 """At least so long between two measurements of one tree."""
-REMEASURE_FACTOR = 500.0
-"""And at least so many times the last one's duration: an idle agent may use 0.2 % of a core."""
+REMEASURE_FACTOR = 2000.0
+"""And at least so many times the last one's duration: 0.05 % of a core, of the 0.2 % that an idle agent may use."""
 FORGET_SECONDS = 3600.0
 """A tree that nobody asked about for so long is not measured any more."""
 LOWEST_PRIORITY = 19
@@ -96,16 +96,19 @@ class _Known(NamedTuple):
 class Sizer:
     """Remembers how large trees are, and measures them in the background, one at a time.
 
-    ``measure`` takes the tree and a function that says whether to give up; ``clock`` counts seconds.
+    ``measure`` takes the tree and a function that says whether to give up; ``clock`` counts seconds; ``measured`` is told
+    when a size has become another.
     """
 
     def __init__(
         self,
         measure: Callable[[str, Callable[[], bool]], TreeSize | None] = measure_tree,
         clock: Callable[[], float] = time.monotonic,
+        measured: Callable[[], None] = lambda: None,
     ) -> None:
         self._measure = measure
         self._clock = clock
+        self._measured = measured
         self._known: dict[str, _Known] = {}
         self._changed = threading.Condition()
         self._stopping = threading.Event()
@@ -148,6 +151,8 @@ class Sizer:
             known = self._known.get(tree)
             if known is not None and not self._stopping.is_set():
                 self._known[tree] = _Known(size, known.asked_at, ended + pause)
+        if known is not None and known.size != size:
+            self._measured()
         return tree
 
     def _next_due(self) -> str | None:
@@ -181,14 +186,17 @@ class Sizer:
 
 
 def container_records(
-    engine: Engine, sizer: Sizer, shared_kinds: frozenset[str] = SHARED_FILE_SYSTEMS
+    engine: Engine,
+    sizer: Sizer,
+    shared_kinds: frozenset[str] = SHARED_FILE_SYSTEMS,
+    rows: Sequence[ContainerSummary] | None = None,
 ) -> list[ContainerRecord]:
     """One record for each container of this host. Raises TransientError.
 
     A container that Docker describes in a way unknown here gets a record that refuses to be moved. ``shared_kinds``:
-    file systems whose data is attached on the target, not copied.
+    file systems whose data is attached on the target, not copied. ``rows``: the engine's list of them, if it was asked.
     """
-    raws = engine.inspect_all()
+    raws = engine.inspect_all(rows)
     volumes = {str(raw.get("Name")): raw for raw in engine.volumes()}
     used = _used_places(raws)
     shared = SharedKinds(shared_kinds, tuple(mounts.read_mountinfo()))
@@ -348,10 +356,11 @@ def _one_within_other(one: str, other: str) -> bool:
     return first.startswith(second) or second.startswith(first)
 
 
-def host_record(engine: Engine, *, host: str, address: str, ssh_port: int, agent_version: str, boot: str) -> HostRecord:
-    """The record of this host. Raises TransientError."""
-    info = engine.info()
-    free = engine.disk_free()
+def host_record(
+    engine: Engine, info: EngineInfo, *, host: str, address: str, ssh_port: int, agent_version: str, boot: str
+) -> HostRecord:
+    """The record of this host, whose engine said ``info``. Raises TransientError."""
+    free = engine.disk_free(info.data_root)
     capabilities = {
         "live-restore": info.live_restore,
         "containerd-snapshotter": info.containerd_snapshotter,

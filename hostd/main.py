@@ -6,6 +6,7 @@ Or does one thing for it and ends: ``check`` says what the host lacks, ``mounts`
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from events import logs, supervisor
 from events.connecting import connect, exposure
 from events.errors import CargoError
 from events.failpoints import Failpoints
+from events.following import StopEvent
 from events.settings import DEFAULT_CONFIG
 from events.version import version
 from hostd.effects.base import Workbench
@@ -96,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     log = logs.configure(settings.log, process="hostd", host=settings.name)
     if options.command == "mounts":
         return _mounts(settings, log)
-    stop = threading.Event()
+    stop = StopEvent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
@@ -126,6 +128,9 @@ def _run(
     keepers: list[Pins | Renewal] = []
     try:
         service = Service(store, bench, failpoints, log)
+        # What has been loaded stays. Looking through it again takes the garbage collector 17 ms, also in the middle of an
+        # outage.
+        gc.freeze()
         if store.trust is not None:
             keepers = _keepers(settings, store, store.trust, service, log)
         for keeper in keepers:

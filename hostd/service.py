@@ -31,8 +31,9 @@ from hostd.runner import Runner, RunnerPorts
 from hostd.ssh_gatekeeper import Gatekeeper
 from hostd.telling import Telling
 
-HOST_TTL_SECONDS = 10
-"""How long a host that fell silent is still listed. A hint for people and admission, nothing else."""
+HOST_TTL_SECONDS = 18
+"""How long a host that fell silent is still listed. A hint for people and admission, nothing else. A third of it is
+longer than it takes to the next look around, so that the two ask etcd at the same moment."""
 TICK_SECONDS = 5.0
 """How often everything is looked at without being woken: a watch may be silent though something happened."""
 PROGRESS_INTERVAL_SECONDS = 1.0
@@ -142,18 +143,18 @@ class Service:
         self._gate.look()
         for migration in self._gate.unsettled():  # the pointer may be gone, but what was admitted is still there
             self._kick(migration)
+        inbox, host = self._keys.inbox(self._host), self._keys.host(self._host)
         try:
-            faults = self._store.get(self._keys.failpoints(f"hostd/{self._host}"))
-            pointers = self._store.range(self._keys.inbox(self._host))
+            faults, pointers, shown = self._store.look(self._keys.failpoints(f"hostd/{self._host}"), inbox, host)
         except StoreUnavailableError as error:
             self._log.warning("store unavailable, holding", reason=str(error))
             return 0
-        value = faults.value if faults is not None else b""
+        value = faults[0].value if faults else b""
         if value != self._faults:
             self._set_failpoints(value)
-        inbox = self._keys.inbox(self._host)
         for pointer in pointers:
             self._woken(inbox, pointer.key, pointer.value, inbox)
+        self._registration.turn_along(shown[0] if shown else None)
         return max((pointer.mod_revision for pointer in pointers), default=0)
 
     def _container_changed(self, migration: str) -> None:

@@ -44,6 +44,7 @@ TICKING_COMMAND = ["sh", "-c", "trap 'exit 0' TERM; while :; do date > /data/tic
 """The same, and writes one small file all the time, so that something is always stale at the cut-over."""
 END_SECONDS = 900.0
 FOLD_SECONDS = 180.0
+MEASURED_SECONDS = 120.0
 DIRECTORIES = 100
 FORWARDER = Path(__file__).with_name("distance.py")
 
@@ -144,6 +145,16 @@ class Stage:
             return found is not None and bool(json.loads(found.value).get("running"))
 
         wait_until(listed, f"{self.home.spec.name} does not list the container", 30)
+
+    def wait_measured(self) -> None:
+        """Until the agent here has measured how large the container's data is, as it does once when it first sees it."""
+        key = self.store.keys.inventory_item(self.home.spec.name, CONTAINER)
+
+        def measured() -> bool:
+            found = self.store.get(key)
+            return found is not None and all(mount["files"] is not None for mount in json.loads(found.value)["mounts"])
+
+        wait_until(measured, f"{self.home.spec.name} does not measure the container's data", MEASURED_SECONDS)
 
     def clear(self) -> None:
         """Remove whatever a case left, and begin on the first host again."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from events.errors import ConflictError
 from events.memory import Fault, MemoryStore
-from events.store import PAGE_KEYS, Election, LeaseGoneError, Put, Registration
+from events.store import PAGE_KEYS, Election, Lease, LeaseGoneError, Put, Registration
 from tests.contract.conftest import Bench
 from tests.support.records import append, wait_until
 
@@ -69,6 +70,31 @@ def test_compare_and_put_is_settled_after_a_lost_reply(bench: Bench, fault: Faul
     assert bench.store.compare_and_put(key, b"2", revision) > revision
     with pytest.raises(ConflictError):
         bench.store.compare_and_put(key, b"3", revision)
+
+
+def test_a_look_tells_place_by_place_what_is_there(bench: Bench) -> None:
+    """B9: a slash at the end asks for what lies below; without it a key is asked for, and not its longer neighbours."""
+    keys = bench.keys
+    for host in ("alpha", "alpha2"):
+        bench.store.put(keys.host(host), host.encode())
+    newest = [bench.store.put(keys.inbox_pointer("alpha", name), name.encode()) for name in ("m1", "m2")]
+    host, missing, inbox = bench.store.look(keys.host("alpha"), keys.host("gamma"), keys.inbox("alpha"))
+    assert [(kv.key, kv.value) for kv in host] == [(keys.host("alpha"), b"alpha")]
+    assert missing == []
+    assert [kv.value for kv in inbox] == [b"m1", b"m2"]
+    assert [kv.mod_revision for kv in inbox] == newest
+
+
+def test_a_look_leaves_nothing_out_however_much_there_is(bench: Bench) -> None:
+    keys = bench.keys
+    number = PAGE_KEYS + 10
+    for start in range(0, number, 85):
+        names = range(start, min(start + 85, number))
+        bench.store.transact((), [Put(keys.inbox_pointer("alpha", f"m{name:04d}"), b"") for name in names])
+    bench.store.put(keys.host("alpha"), b"here")
+    inbox, host = bench.store.look(keys.inbox("alpha"), keys.host("alpha"))
+    assert len(inbox) == number
+    assert [kv.value for kv in host] == [b"here"]
 
 
 def test_a_key_can_be_deleted_only_as_of_a_revision(bench: Bench) -> None:
@@ -148,6 +174,54 @@ def test_a_registration_stays_when_its_lease_or_key_is_lost(bench: Bench) -> Non
     finally:
         registration.close()
     assert bench.store.get(key) is None
+
+
+def test_a_registration_that_is_kept_along_with_a_look_needs_no_turns_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B12: the look has read the key; what is wrong with it is mended all the same."""
+    key = bench.keys.host("alpha")
+    refreshed: list[str] = []
+    refresh = Lease.refresh
+
+    def noted(lease: Lease) -> bool:
+        refreshed.append(threading.current_thread().name)
+        return refresh(lease)
+
+    monkeypatch.setattr(Lease, "refresh", noted)
+    registration = Registration(bench.store, key, 6, b"one")
+    try:
+        wait_until(lambda: bench.store.get(key) is not None, "the first registration")
+        began = time.monotonic()
+        while time.monotonic() - began < 3.0:  # longer than the two seconds between two turns of its own
+            registration.turn_along(bench.store.look(key)[0][0])
+            threading.Event().wait(0.2)
+        assert set(refreshed) == {threading.current_thread().name}
+        registration.update(b"two", soon=False)
+        registration.turn_along(bench.store.get(key))
+        assert getattr(bench.store.get(key), "value", b"") == b"two"
+        bench.another().delete(key)
+        registration.turn_along(None)
+        assert bench.store.get(key) is not None
+        assert registration.lease is not None
+        bench.another().revoke(registration.lease.id)
+        registration.turn_along(None)
+        assert bench.store.get(key) is not None, "under a new lease"
+    finally:
+        registration.close()
+
+
+def test_a_registration_that_nobody_keeps_along_keeps_itself(bench: Bench) -> None:
+    """B12: a consumer that is busy looks around rarely."""
+    key = bench.keys.host("alpha")
+    registration = Registration(bench.store, key, 1, b"one")
+    try:
+        wait_until(lambda: bench.store.get(key) is not None, "the first registration")
+        registration.turn_along(bench.store.get(key))
+        bench.another().delete(key)
+        wait_until(lambda: bench.store.get(key) is not None, "the key again")
+    finally:
+        registration.close()
 
 
 def test_two_candidates_lead_one_after_the_other(bench: Bench) -> None:

@@ -610,7 +610,9 @@ def test_the_inventory_describes_what_runs_here(dockerd: PrivateDockerd, engine:
     assert web.refusals == ()
     mounts = data_mounts(inspected(engine, "web"))
     assert sharers_on(engine, mounts, "web") == {"/data": ("peer",)}
-    host = host_record(engine, host="alpha", address="192.0.2.1", ssh_port=22, agent_version="1", boot="b")
+    host = host_record(
+        engine, engine.info(), host="alpha", address="192.0.2.1", ssh_port=22, agent_version="1", boot="b"
+    )
     assert "shared" in host.volumes
     assert "bridge" in host.networks
     assert "overlay" in host.capabilities

@@ -198,12 +198,24 @@ def test_a_tree_that_took_long_is_measured_more_rarely() -> None:
     sizer, _ = sizer_with(clock, seconds_each=10.0)
     sizer.size("/a")
     sizer.measure_due()
-    clock.now += 3000
-    sizer.size("/a")
-    clock.now += 1990
-    assert sizer.measure_due() is None
-    clock.now += 20
+    for _ in range(6):
+        clock.now += 3330
+        sizer.size("/a")
+        assert sizer.measure_due() is None
+    clock.now += 30
     assert sizer.measure_due() == "/a"
+
+
+def test_whoever_tells_the_sizes_learns_when_one_has_become_another() -> None:
+    clock = Clock()
+    told: list[float] = []
+    sizes = iter([TreeSize(1, 1), TreeSize(1, 1), TreeSize(2, 1)])
+    sizer = Sizer(lambda _tree, _cancelled: next(sizes), clock, measured=lambda: told.append(clock.now))
+    for at in (0.0, 1000.0, 2000.0):
+        clock.now = at
+        sizer.size("/a")
+        sizer.measure_due()
+    assert told == [0.0, 2000.0]
 
 
 def test_a_tree_that_nobody_asks_about_is_forgotten() -> None:

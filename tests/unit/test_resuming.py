@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
 from events import resuming
 from events.errors import StoreUnavailableError
-from events.following import Change, Changes, KeyValue, Snapshot
+from events.following import Change, Changes, KeyValue, Snapshot, StopEvent, Tick
 from events.resuming import Batch, ResumingFollower
 
 PREFIX = "/cargo/requests/"
@@ -100,3 +101,64 @@ def test_a_watch_that_tells_everything_is_left_alone(store: Store, follower: Res
     follower.expect(PREFIX, 39)
     assert len(store.sessions) == 1
     assert follower.trouble == ""
+
+
+# --- woken, not looking -------------------------------------------------------------------------------------
+
+
+def consumed(store: Store, stop: StopEvent, tick_seconds: float) -> tuple[ResumingFollower, queue.Queue[object]]:
+    """A follower that a thread iterates over, and what it yields; None once it has ended."""
+    made = ResumingFollower(store, [PREFIX], stop=stop, tick_seconds=tick_seconds, contents=True)
+    seen: queue.Queue[object] = queue.Queue()
+
+    def consume() -> None:
+        for item in made:
+            seen.put(item)
+        seen.put(None)
+
+    threading.Thread(target=consume, daemon=True).start()
+    assert isinstance(seen.get(timeout=5), Snapshot)
+    until(lambda: store.sessions)
+    return made, seen
+
+
+def test_whoever_waits_for_a_tick_is_woken_by_the_stop(store: Store) -> None:
+    """It does not look for it twice a second: an idle agent would pay for that."""
+    stop = StopEvent()
+    made, seen = consumed(store, stop, 3600)
+    stop.set()
+    assert seen.get(timeout=5) is None
+    made.close()
+
+
+def test_a_stop_before_the_first_wait_ends_it_too(store: Store) -> None:
+    stop = StopEvent()
+    stop.set()
+    made = ResumingFollower(store, [PREFIX], stop=stop, tick_seconds=3600, contents=True)
+    assert list(made) == []
+    made.close()
+
+
+def test_whoever_waits_for_a_tick_is_told_of_trouble_and_of_its_end(store: Store) -> None:
+    """B1: at once, not at the next look around."""
+    stop = StopEvent()
+    made, seen = consumed(store, stop, 3600)
+    store.sessions[0].batches.put(None)
+    assert seen.get(timeout=5) == Tick("cancelled")
+    assert seen.get(timeout=5) == Tick("")
+    store.sessions[-1].batches.put(changed(11))
+    assert isinstance(seen.get(timeout=5), Changes)
+    made.close()
+
+
+def test_whoever_is_woken_for_nothing_still_gets_its_tick_in_time(store: Store) -> None:
+    """B9: the look around must not be put off."""
+    stop = StopEvent()
+    made, seen = consumed(store, stop, 0.3)
+    began = time.monotonic()
+    woken = threading.Thread(target=lambda: [(made._wake(), threading.Event().wait(0.05)) for _ in range(10)])
+    woken.start()
+    assert seen.get(timeout=5) == Tick("")
+    assert 0.25 < time.monotonic() - began < 5
+    woken.join()
+    made.close()
