@@ -51,11 +51,11 @@ class Bench:
     def __init__(self, setting: Setting, host: Host) -> None:
         self._setting = setting
         self._host = host
-        self._seconds = setting.pick(0.2, 0.5, 0.7)
+        self._seconds = setting.pick(0.2, 0.5, 0.6)
         self._small = setting.pick(100, 1000, 3000)
         self._jobs = setting.pick(dict(list(JOBS.items())[2:3]), JOBS, JOBS)
 
-    def measure(self, directories: dict[str, str], turns: int) -> dict[str, Figures]:
+    def measure(self, directories: dict[str, str], turns: int, repeats: int = REPEATS) -> dict[str, Figures]:
         """MiB/s by fio job, and operations a second of small-file work, for each of ``directories``.
 
         Kind of work by kind of work, the directories by turns, and the plain volume before and after each turn, so that what the
@@ -65,7 +65,7 @@ class Bench:
         works: dict[str, Callable[[str], dict[str, float]]] = {
             name: partial(self._fio, name, *job) for name, job in self._jobs.items()
         }
-        works |= {verb: partial(self._small_files, verb) for verb in SMALL}
+        works |= {verb: partial(self._small_files, verb, repeats) for verb in SMALL}
         for work in works.values():
             plain = [work(PLAIN_TREE)]
             for _ in self._setting.turns(turns):
@@ -78,11 +78,11 @@ class Bench:
                     found[phase][name]["plain"] = [seen[name] for seen in plain]
         return found
 
-    def _small_files(self, verb: str, directory: str) -> dict[str, float]:
+    def _small_files(self, verb: str, repeats: int, directory: str) -> dict[str, float]:
         cold = SMALL[verb]
         words = ["walk", f"{directory}/load/many"] if cold else ["small", f"{directory}/work", str(self._small)]
         seen = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             if cold:
                 drop_caches()
             done = self._host.run([sys.executable, "-I", str(PROBE), *words], timeout_seconds=300)
@@ -125,7 +125,7 @@ def run(setting: Setting) -> Result:
     big = Load(setting.pick(10**6, 10**8, 256 * 2**20), 1)
     many = Load(setting.pick(4 * 10**5, 8 * 10**6, 2 * 10**7), setting.pick(100, 2000, 5000))
     phases: dict[str, Figures] = {}
-    turns = setting.pick(1, 1, 3)
+    turns = setting.pick(1, 1, 2)
     try:
         lay_out(stage.home, "benchdata", big, many)
         stage.run_idle(ticking=True)
@@ -135,7 +135,7 @@ def run(setting: Setting) -> Result:
 
         def look(phase: str, turns: int = turns) -> None:
             setting.say(phase)
-            phases.update(bench.measure({phase: TREE}, turns))
+            phases.update(bench.measure({phase: TREE}, turns, repeats=1 if phase == "fill" else REPEATS))
 
         name = stage.ask(strategy="postcopy", bwlimit_kib=CRAWL_KIB)
         stage.wait(name, {"target_started"})
