@@ -241,7 +241,7 @@ def possible(trial: Path, name: str, options: str) -> bool:
         mounts.mount("overlay", name, "merged", options, working_directory=trial)
         tree = trial / "merged" / "tree"
         before = (tree / "1").read_bytes()
-        reads.admit(holders)  # under the mounted union, as it will be
+        reads.admit(holders, on_disk=True)  # under the mounted union, as it will be
         return (before, (tree / "0").read_bytes()) == (b"other", b"first")
     except (OSError, PermanentError):
         return False
