@@ -6,13 +6,13 @@ Per mount, in a stage directory on the file system of the final place::
     replica     what the background fill brings                                    basis    old versions
     incoming, partial, spare   things in the making                                remote   sshfs or NFS of the source
     lower       replica, else remote (``hostd/lower.py``)                          merged   overlay(upper over lower)
-    names, twins, arrived   what lets the kernel read by itself what is here (``hostd/local_reads.py``)
+    names, twins, present   what lets the kernel read by itself what is here (``hostd/local_reads.py``)
 
 and ``merged/tree`` is bound onto the place that Docker binds into the container. ``upper/tree`` is opaque, so
 every directory the container sees is local; only placeholders (``hostd/placement.py``) read from ``lower``,
 where a file's contents move from ``remote`` to ``replica`` without changing name, size or inode number.
 
-What it must never do: change a layer of a mounted union (``arrived`` grows, see there), mount one upper twice, unmount lazily, or delete
+What it must never do: change a layer of a mounted union (``present`` grows, see there), mount one upper twice, unmount lazily, or delete
 anything that is or may be the only copy of the container's data. Every verb looks first, acts, and looks again.
 
 Flow: ``create`` (prepare) → rsync into ``upper_tree`` (rounds) → ``attach_remote`` → source stops → ``apply`` →

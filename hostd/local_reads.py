@@ -4,14 +4,14 @@ Beside the lower layer, in a union's stage, where the kernel has overlayfs's *da
 
     names     for each placeholder, under its path, an empty file of its size with the two marks of a placeholder
     twins     a second name of each of these files
-    arrived   a second name of each file of the replica that is whole and on disk
+    present   a second name of each file of the replica that is whole and on disk
 
-and the union is ``names :: arrived :: lower`` below the upper. A placeholder of the upper leads to its file in ``names``,
+and the union is ``names :: present :: lower`` below the upper. A placeholder of the upper leads to its file in ``names``,
 which says: look for the contents under this path in the layers that hold nothing but data. The kernel does so when
-a file is opened, or changed in any way, for the first time, ``arrived`` before ``lower``. So looking and listing never concern
+a file is opened, or changed in any way, for the first time, ``present`` before ``lower``. So looking and listing never concern
 the server, nor do contents that are here.
 
-``names`` never changes while the union is mounted. ``arrived`` grows, and that is all that it does: a file is linked
+``names`` never changes while the union is mounted. ``present`` grows, and that is all that it does: a file is linked
 into it, never replaced or removed. The kernel keeps nothing of a data-only layer but the files that it has found there
 (``ovl_lookup_data_layers`` walks from the layer's root each time), so a file that was looked for in vain is found by the
 next who opens it, unless somebody still holds what ``lower`` shows of it, which has the same contents. In ordinary
@@ -43,8 +43,8 @@ from hostd.own_file import read_own
 from hostd.placement import METACOPY, OPAQUE, REDIRECT, Placeholder
 from hostd.transport import sync_filesystem
 
-LAYERS = "lowerdir=names::arrived::lower"
-DIRECTORIES = ("names", "twins", "arrived")
+LAYERS = "lowerdir=names::present::lower"
+DIRECTORIES = ("names", "twins", "present")
 _MARK = "names.complete"
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MS_REMOUNT = 32
@@ -163,13 +163,13 @@ class LocalReads:
         if not self.prepared or not any(os.scandir(self._stage / "replica")):
             return 0
         count = 0
-        with Beneath(self._stage / "replica") as replica, Beneath(self._stage / "arrived") as arrived:
-            whole = [holder for holder in holders if _is_whole(replica, holder) and arrived.stat(holder.path) is None]
+        with Beneath(self._stage / "replica") as replica, Beneath(self._stage / "present") as present:
+            whole = [holder for holder in holders if _is_whole(replica, holder) and present.stat(holder.path) is None]
             if whole and not on_disk:
                 sync_filesystem(self._stage)
             try:
                 for holder in whole:
-                    count += _admit(replica, arrived, holder.path)
+                    count += _admit(replica, present, holder.path)
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
@@ -197,18 +197,18 @@ def _is_whole(replica: Beneath, holder: Placeholder) -> bool:
     return seen is not None and stat.S_ISREG(seen.st_mode) and seen.st_size == holder.size
 
 
-def _admit(replica: Beneath, arrived: Beneath, path: bytes) -> bool:
+def _admit(replica: Beneath, present: Beneath, path: bytes) -> bool:
     source, name = replica.locate(path)
     try:
-        _link(name, source, arrived, path)
+        _link(name, source, present, path)
     except FileNotFoundError:
-        arrived.make_parents(path)
+        present.make_parents(path)
     except FileExistsError:
         return False
     else:
         return True
     try:
-        _link(name, source, arrived, path)
+        _link(name, source, present, path)
     except FileExistsError:
         return False
     return True
