@@ -164,7 +164,9 @@ class LocalReads:
             return 0
         count = 0
         with Beneath(self._stage / "replica") as replica, Beneath(self._stage / "present") as present:
-            whole = [holder for holder in holders if _is_whole(replica, holder) and present.stat(holder.path) is None]
+            whole = [holder for holder in holders if _is_whole(replica, holder)]
+            if not on_disk:
+                whole = [holder for holder in whole if present.stat(holder.path) is None]
             if whole and not on_disk:
                 sync_filesystem(self._stage)
             try:
