@@ -6,12 +6,13 @@ Per mount, in a stage directory on the file system of the final place::
     replica     what the background fill brings                                    basis    old versions
     incoming, partial, spare   things in the making                                remote   sshfs or NFS of the source
     lower       replica, else remote (``hostd/lower.py``)                          merged   overlay(upper over lower)
+    names, twins, present   what lets the kernel read by itself what is here (``hostd/local_reads.py``)
 
 and ``merged/tree`` is bound onto the place that Docker binds into the container. ``upper/tree`` is opaque, so
 every directory the container sees is local; only placeholders (``hostd/placement.py``) read from ``lower``,
 where a file's contents move from ``remote`` to ``replica`` without changing name, size or inode number.
 
-What it must never do: change a layer of a mounted union, mount one upper twice, unmount lazily, or delete
+What it must never do: change a layer of a mounted union (``present`` grows, see there), mount one upper twice, unmount lazily, or delete
 anything that is or may be the only copy of the container's data. Every verb looks first, acts, and looks again.
 
 Flow: ``create`` (prepare) → rsync into ``upper_tree`` (rounds) → ``attach_remote`` → source stops → ``apply`` →
@@ -36,9 +37,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from events.errors import PermanentError, RefusedError, TransientError
-from hostd import mounts, placement
+from hostd import local_reads, mounts, placement
 from hostd.beneath import Beneath, empty_directory, exchange, remove_tree
 from hostd.fold import fold_tree, may_take_its_place, swap_into_place, swapped, write_durably
+from hostd.local_reads import LocalReads
 from hostd.lower_process import LowerProcess
 from hostd.nfs_client import Export
 from hostd.own_file import read_own
@@ -50,7 +52,9 @@ from hostd.transport import Peer, Transport, sync_filesystem
 if TYPE_CHECKING:
     from hostd.manifest import Entry
 
-OVERLAY_OPTIONS = "lowerdir=lower,upperdir=upper,workdir=work,metacopy=on,redirect_dir=on,index=off,xino=off"
+_OPTIONS = "upperdir=upper,workdir=work,metacopy=on,redirect_dir=on,index=off,xino=off"
+OVERLAY_OPTIONS = f"lowerdir=lower,{_OPTIONS}"
+LOCAL_OPTIONS = f"{local_reads.LAYERS},{_OPTIONS}"
 """Explicit, whatever the distribution's defaults (O8). Relative, because a stage's path may hold any character."""
 REMOTE_IDLE_SECONDS = 3.0
 """Longer than the lower layer keeps a file of the source open that nobody reads."""
@@ -121,6 +125,7 @@ class Union:
         self.layer = layer
         identity = hashlib.sha256(os.fsencode(self.stage)).hexdigest()[:16]
         self._overlay_name = f"cargo-union-{identity}"
+        self._local = LocalReads(self.stage)
         self._lower = LowerProcess(self.stage, f"cargo-lower-{identity}", patience_seconds=patience_seconds)
 
     @property
@@ -200,6 +205,8 @@ class Union:
             self.upper_tree.mkdir(mode=0o700, exist_ok=True)
             if not self.layer and not mounts.is_mounted(self.stage / "merged"):
                 self._try_overlay()
+                if self._kernel_reads_by_itself():
+                    self._local.prepare()
                 self._mark_opaque()
 
     def attach_remote(self, transport: Transport, peer: Peer, tree: bytes | str, export: Export | None = None) -> None:
@@ -226,6 +233,7 @@ class Union:
         """
         entries = list(entries)
         earlier = self._placeholders()
+        described = not earlier or self._local.vouched(self._placeholders_file)
         self._require_unmounted("the dirty manifest cannot be applied", lower_too=False)
         applied = placement.apply(
             self.upper_tree, self.basis, entries, everything=everything, spare=self.stage / "spare", layer=self.layer
@@ -233,6 +241,8 @@ class Union:
         holders = [*self._untouched(earlier, applied, entries), *applied.placeholders]
         records = [_Record(p.path, p.size, p.handle_type, p.handle) for p in holders]
         write_durably(self._placeholders_file, msgspec.msgpack.encode(records))
+        if self._local.prepared and self._local.describe(applied.placeholders if described else holders):
+            self._local.vouch(self._placeholders_file)
         sync_filesystem(self.stage)
         return applied
 
@@ -274,10 +284,7 @@ class Union:
                 raise PermanentError(f"the lower layer of {self.place} is not mounted; mount it first")
             self._require_unmounted("it cannot be mounted a second time", lower_too=False)
             self._mark_opaque()
-            try:
-                mounts.mount("overlay", self._overlay_name, "merged", OVERLAY_OPTIONS, working_directory=self.stage)
-            except PermanentError as error:
-                raise RefusedError([f"this host cannot mount the union for {self.place}: {error}"]) from error
+            self._mount_overlay()
         record = mounts.mount_at(merged)
         if record is None or not _metacopy_is_on(record.options):
             mounts.unmount(merged)
@@ -290,6 +297,20 @@ class Union:
         if over is None:
             mounts.bind(merged / "tree", self.place)
         self._standing_mark.touch(mode=0o600)
+
+    def _mount_overlay(self) -> None:
+        def mount(options: str) -> None:
+            mounts.mount("overlay", self._overlay_name, "merged", options, working_directory=self.stage)
+
+        if self._local.vouched(self._placeholders_file):
+            # It was tried in ``create``, perhaps under another kernel. The other way shows the same.
+            with contextlib.suppress(PermanentError):
+                mount(LOCAL_OPTIONS)
+                return
+        try:
+            mount(OVERLAY_OPTIONS)
+        except PermanentError as error:
+            raise RefusedError([f"this host cannot mount the union for {self.place}: {error}"]) from error
 
     def stood(self) -> bool:
         """Whether it stands, or stood when the host went down: nobody has begun to take it down since it was mounted."""
@@ -349,6 +370,17 @@ class Union:
                     if first_only:
                         break
         return needed
+
+    def admit(self, among: Iterable[Placeholder] | None = None, *, on_disk: bool = False) -> int:
+        """Let the kernel read by itself what has arrived, of ``among`` if given. Returns how many files came to that.
+
+        Also under the running union, and in several threads. ``on_disk``: they have been flushed already.
+        """
+        return self._local.admit(self._placeholders() if among is None else among, on_disk=on_disk)
+
+    def let_go_of_server(self) -> None:
+        """Once everything is admitted: have it read without the lower layer's server from now on, where the kernel can."""
+        self._local.let_go_of_server()
 
     def replica_complete(self) -> bool:
         """Whether everything the container can see has its contents on this host."""
@@ -478,7 +510,7 @@ class Union:
         marker.unlink(missing_ok=True)
         try:
             with Beneath(self.stage) as inside:
-                for name in _DIRECTORIES:
+                for name in (*_DIRECTORIES, *local_reads.DIRECTORIES):
                     remove_tree(inside.root, name.encode(), self.stage / "trash")
                 empty_directory(inside.root)
             self.stage.rmdir()
@@ -586,6 +618,15 @@ class Union:
                 remove_tree(inside.root, b"trial", self.stage / "trash")
         if seen != b"here":
             raise RefusedError(["this kernel's overlayfs does not read a file's contents from below (metacopy)"])
+
+    def _kernel_reads_by_itself(self) -> bool:
+        trial = self.stage / "trial"
+        trial.mkdir()
+        try:
+            return local_reads.possible(trial, self._overlay_name, LOCAL_OPTIONS)
+        finally:
+            with Beneath(self.stage) as inside:
+                remove_tree(inside.root, b"trial", self.stage / "trash")
 
     def _remove_empty_place(self) -> None:
         try:

@@ -39,6 +39,8 @@ class FillReplica(Effect):
     def run(self, context: Context) -> Outcome:
         started = time.monotonic()
         here = [arrival for arrival in arrivals(context) if not arrival.union.state().settled]
+        for arrival in here:
+            arrival.union.admit()  # what an earlier attempt has brought
         wanted = [(arrival, arrival.union.remaining()) for arrival in here]
         tally = _Tally(context, [holder for _, holders in wanted for holder in holders])
         if tally.remaining_files:
@@ -46,6 +48,8 @@ class FillReplica(Effect):
             context.bench.transport.check(peer_of_source(context))
             _look_at_source(context, wanted)
             in_background(lambda: _fill(context, tally, wanted))
+        for arrival in here:
+            arrival.union.let_go_of_server()
         tally.finished()
         return {
             "bytes_moved": tally.received_bytes,
@@ -137,6 +141,7 @@ def _fetch(
         except EndedError:
             tally.drop(stream)
             return False
+    union.admit(batch, on_disk=received is not None)
     tally.settle(batch, stream, received)
     return True
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchkit.case import Result
 from benchkit.figures import Table
+from benchkit.union import shares
 
 OUTAGE, OUTAGE_AIM, FLAT = 1.5, 0.5, 1.25
 TOTAL, TOTAL_SMALL_FILES, SMALL_FILES = 1.15, 1.0, 100_000
@@ -162,11 +163,7 @@ def judge_union(result: Result) -> list[Verdict]:
     """Every kind of work after the release, against the plain volume."""
     made = []
     for phase, words in (("released, hybrid", "`hybrid`"), ("released", "`postcopy`")):
-        found = []
-        for work, value in result["phases"].get(phase, {}).items():
-            part = against([value], [plain[work] for plain in result["plain"]])
-            if part is not None:
-                found.append(Named(part, work))
+        found = [Named(statistics.median(parts), work) for work, parts in shares(result, phase).items() if parts]
         made.append(at_least(f"work after the release, {words}", f"≥ {STEADY} times a plain volume", STEADY, found))
     return made
 
@@ -216,7 +213,7 @@ EMPTY: dict[str, Result] = {
     "outage": {"loads": []},
     "link": {"links": []},
     "bus": {"rates": []},
-    "union": {"phases": {}, "plain": []},
+    "union": {"phases": {}},
     "fleet": {"hosts": 0, "levels": []},
     "agent": {"agents": {}},
 }

@@ -119,7 +119,8 @@ class Stand:
 
     def fill(self, limit: int = 10**9) -> int:
         """Bring at most ``limit`` of the missing contents. Returns how many are brought."""
-        wanted = self.union.fill_list()[:limit]
+        holders = self.union.remaining()[:limit]
+        wanted = [holder.path for holder in holders]
         if wanted:
             self.link.transport.rsync_pull(
                 self.link.sshd.peer,
@@ -131,6 +132,9 @@ class Stand:
                 reread=True,
                 basis=self.union.basis,
             )
+            self.union.admit(holders, on_disk=True)
+        else:
+            self.union.let_go_of_server()
         return len(wanted)
 
     def finish(self) -> None:

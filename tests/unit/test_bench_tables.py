@@ -55,8 +55,11 @@ def test_many_small_files_have_a_budget_of_their_own() -> None:
 
 
 def test_work_on_the_union_is_judged_by_its_slowest_kind() -> None:
-    plain = [{"read": 100.0, "write": 50.0}] * 3
-    result = {"plain": plain, "phases": {"released, hybrid": {"read": 120.0, "write": 40.0}}}
+    seen = {
+        "read": {"values": [120.0, 60.0, 120.0], "plain": [100.0, 100.0, 20.0, 180.0]},
+        "write": {"values": [40.0], "plain": [50.0, 50.0]},
+    }
+    result = {"phases": {"released, hybrid": seen}}
     said = verdict("work after the release, `hybrid`", "union", result)
     assert (said.measured, said.reached) == ("0.80 (write) to 1.20; 1 of 2 within", False)
 
