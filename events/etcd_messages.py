@@ -1,8 +1,8 @@
 """Makes etcd3's messages from the descriptors that its generated code carries, with whatever protobuf is installed.
 
 etcd3 0.12.0 ships code of a protobuf compiler of 2019, which builds every message and field by calls that only the
-pure-Python runtime still takes, and that one is many times slower than the compiled one: it was most of what an append
-cost, and a part of what an idle agent costs. But the same code holds the serialized descriptor of each file, which
+pure-Python runtime still takes, and that one is several times slower than the compiled one: it took over a third of an
+append's processor time, and half of what an idle watch costs. But the same code holds the serialized descriptor of each file, which
 is all that a compiler of today writes out. So these three modules are loaded from that instead, in the way that
 generated code of today does it, which every runtime takes. A module that holds no such descriptor, as one that
 somebody generated anew may, is loaded as it is.
