@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -150,35 +150,34 @@ class Registration(_Keeper):
 
     def turn(self) -> None:
         with self._lock:
-            self._take_turn(lambda: self._store.get(self._key))
+            if self._closing.is_set():
+                return
+            if self.lease is None or not self.lease.refresh():
+                self.lease = self._store.lease(self._ttl_seconds)
+            value = self._value
+            if value is None:
+                return
+            stored = self._store.get(self._key)
+            if stored is None or stored.value != value or stored.lease != self.lease.id:
+                try:
+                    self._store.put(self._key, value, self.lease)
+                except LeaseGoneError:
+                    self.lease = None
+                    raise
 
     def turn_along(self, stored: KeyValue | None) -> None:
-        """Take the next turn now, because the caller asks the store anyhow and has just read the key as ``stored``: calls at
-        one moment cost far less than at two (docs/performance.md). If it fails, the background tries again.
+        """Do what is usually the next turn, because the caller asks the store anyhow and has just read the key as ``stored``:
+        calls at one moment cost far less than at two (docs/performance.md). Waits for one call at most: if anything is
+        not as it should be, the background takes its turn now.
         """
-        try:
-            with self._lock:
-                self._take_turn(lambda: stored)
-        except (StoreUnavailableError, LeaseGoneError):
-            self._wake.set()
-        else:
+        lease, kept = self.lease, False
+        if lease is not None and stored is not None and (stored.value, stored.lease) == (self._value, lease.id):
+            with suppress(StoreUnavailableError):
+                kept = lease.refresh()
+        if kept:
             self._turned_at = time.monotonic()
-
-    def _take_turn(self, read: Callable[[], KeyValue | None]) -> None:
-        if self._closing.is_set():
-            return
-        if self.lease is None or not self.lease.refresh():
-            self.lease = self._store.lease(self._ttl_seconds)
-        value = self._value
-        if value is None:
-            return
-        stored = read()
-        if stored is None or stored.value != value or stored.lease != self.lease.id:
-            try:
-                self._store.put(self._key, value, self.lease)
-            except LeaseGoneError:
-                self.lease = None
-                raise
+        else:
+            self._wake.set()
 
     def close(self) -> None:
         """Stop keeping and take the key away. What cannot be taken away now goes when the lease runs out."""
