@@ -51,7 +51,7 @@ class Bench:
     def __init__(self, setting: Setting, host: Host) -> None:
         self._setting = setting
         self._host = host
-        self._seconds = setting.pick(0.2, 0.5, 0.6)
+        self._milliseconds = setting.pick(200, 500, 600)
         self._small = setting.pick(100, 1000, 3000)
         self._jobs = setting.pick(dict(list(JOBS.items())[2:3]), JOBS, JOBS)
 
@@ -97,7 +97,7 @@ class Bench:
             drop_caches()
         line = [
             *("fio", "--name=job", f"--filename={place}", "--ioengine=psync", "--thread", "--output-format=json"),
-            *("--invalidate=0", f"--runtime={self._seconds}", *words),
+            *("--invalidate=0", f"--runtime={self._milliseconds}ms", *words),
         ]
         if file == "own":
             line.append(f"--size={64 << 20}")
