@@ -115,7 +115,8 @@ class Service:
 
     def _woken(self, prefix: str, key: str, value: bytes | None, inbox: str) -> None:
         if prefix != inbox:
-            self._set_failpoints(value or b"")
+            if key == prefix:  # not those of another host whose name begins like this one's
+                self._set_failpoints(value or b"")
             return
         place = self._keys.parse(key)
         if place is not None and place.kind == "inbox" and value is not None:

@@ -78,3 +78,16 @@ def test_every_control_is_obeyed_in_its_time_and_refused_with_a_reason_out_of_it
     assert all(refusals(fleet, f"{name}-1"))
     fleet.assert_sound(f"{name}-1")
     fleet.wait_running("alpha", name)
+
+
+def test_the_faults_of_a_host_whose_name_begins_like_this_ones_are_not_this_ones(fleet: Fleet) -> None:
+    """Both keys come by one watch, in their order."""
+    other = fleet.keys.failpoints("hostd/beta-2")
+    since = fleet.log_size("beta.hostd")
+    fleet.store.put(other, b"target.pull_round:before_effect=error(not meant here)")
+    try:
+        fleet.failpoints("hostd/beta", "target.pull_round:before_effect=pause@99")
+        assert b"not meant here" not in (fleet.lab.spec.logs / "beta.hostd.log").read_bytes()[since:]
+    finally:
+        fleet.store.delete(other)
+        fleet.failpoints("hostd/beta", "")
