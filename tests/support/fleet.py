@@ -139,6 +139,11 @@ class Fleet:
         found = self.container(host, name)
         return found is not None and found.status == "running"
 
+    def listed_as_running(self, host: str, name: str) -> bool:
+        """As ``running``, by Docker's list: it answers also while the container waits at its gate, where a look at it alone does not."""
+        found = self.docker[host].api.containers(filters={"name": f"^/{name}$", "status": "running"})
+        return bool(found)
+
     def wait_running(self, host: str, name: str, timeout_seconds: float = 20) -> None:
         """Until it runs there."""
         wait_until(lambda: self.running(host, name), f"{name} does not run on {host}", timeout_seconds)
