@@ -401,9 +401,8 @@ def test_a_placement_that_somebody_removed_is_written_again(fleet: Fleet) -> Non
     fleet.failpoints("hostd/alpha", "")
     fleet.wait_end("lost-1", "completed")
     assert placed_on(fleet, "lost") == "beta"
+    # No restart of it: the agent may take its stop for the moment to fold the union, and supervises it no more.
     fleet.store.delete(fleet.keys.placement("lost"))
-    fleet.execute("beta", "lost", "kill -9 -1 || true")
-    fleet.present("beta", "lost").restart(timeout=1)
     wait_until(lambda: placed_on(fleet, "lost") == "beta", "nobody says where it is", 20)
 
 
