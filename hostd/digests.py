@@ -49,11 +49,18 @@ def digest_of(contents: int, *, like: bytes = b"", stop: threading.Event | None 
     return (b"" if bare else BLAKE3_FRAME) + state.digest()
 
 
+def open_contents(file: bytes) -> int:
+    """A descriptor of a regular file's contents by its path; -1 when it cannot be opened, as a name that is a symlink."""
+    try:
+        return os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return -1
+
+
 def digest_of_file(file: bytes, *, like: bytes = b"") -> bytes:
     """As ``digest_of``, of a regular file by its path; empty when it cannot be opened, as a name that is a symlink."""
-    try:
-        contents = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    contents = open_contents(file)
+    if contents < 0:
         return b""
     try:
         return digest_of(contents, like=like)

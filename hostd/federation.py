@@ -53,9 +53,10 @@ if TYPE_CHECKING:
     from hostd.manifest import Entry
 
 _OPTIONS = "upperdir=upper,workdir=work,metacopy=on,redirect_dir=on,index=off,xino=off"
+"""Explicit, whatever the distribution's defaults (O8). Relative, because a stage's path may hold any character."""
 OVERLAY_OPTIONS = f"lowerdir=lower,{_OPTIONS}"
 LOCAL_OPTIONS = f"{local_reads.LAYERS},{_OPTIONS}"
-"""Explicit, whatever the distribution's defaults (O8). Relative, because a stage's path may hold any character."""
+"""Where the kernel reads by itself what has arrived."""
 REMOTE_IDLE_SECONDS = 3.0
 """Longer than the lower layer keeps a file of the source open that nobody reads."""
 LOOK_AGAIN_SECONDS = 0.01

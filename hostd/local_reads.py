@@ -27,7 +27,7 @@ Stands below ``hostd/federation.py``.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import os
 import stat
@@ -47,9 +47,7 @@ LAYERS = "lowerdir=names::present::lower"
 DIRECTORIES = ("names", "twins", "present")
 _MARK = "names.complete"
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MS_REMOUNT = 32
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EMLINK}
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Mark(msgspec.Struct, frozen=True, array_like=True):
@@ -185,8 +183,9 @@ class LocalReads:
         merged = self._stage / "merged"
         record = mounts.mount_at(merged)
         if record is not None and self.used_by(record.options):
-            # A remount that changes nothing: the kernel gives up the names of this file system that nobody uses.
-            _libc.mount(None, os.fsencode(merged), None, ctypes.c_ulong(_MS_REMOUNT), None)
+            # The kernel gives up the names of this file system that nobody uses.
+            with contextlib.suppress(PermanentError):
+                mounts.remount(merged)
 
     @staticmethod
     def used_by(options: bytes) -> bool:

@@ -33,7 +33,7 @@ MAX_HOLDERS_NAMED = 5
 _SPECIAL = re.compile(rb"[ \t\n\\#]")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _UMOUNT_NOFOLLOW = 8
-_MS_BIND = 4096
+_MS_BIND, _MS_REMOUNT = 4096, 32
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -215,6 +215,13 @@ def bind(source: Path, target: Path) -> None:
     if _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None) != 0:
         code = ctypes.get_errno()
         raise PermanentError(f"{source} could not be bound to {target}: {os.strerror(code)}")
+
+
+def remount(target: Path) -> None:
+    """Mount what is mounted there once more, with nothing changed. Raises PermanentError."""
+    if _libc.mount(None, os.fsencode(target), None, ctypes.c_ulong(_MS_REMOUNT), None) != 0:
+        code = ctypes.get_errno()
+        raise PermanentError(f"what is mounted on {target} could not be mounted once more: {os.strerror(code)}")
 
 
 def unmount(path: Path | bytes) -> None:

@@ -23,7 +23,7 @@ import msgspec
 
 from events.errors import PermanentError
 from hostd.beneath import Beneath
-from hostd.digests import alike, digest_of_file
+from hostd.digests import alike, digest_of_file, open_contents
 from hostd.entry import escape
 from hostd.federation import Union
 from hostd.fold import write_durably
@@ -244,23 +244,15 @@ def _lies_there_already(tree: _Tree, before: Entry, entry: Entry) -> bool:
 
 
 def _arrived(tree: _Tree) -> Iterator[Entry]:
-    """The tree as it is to be compared: with digests, and without what belongs to the union."""
+    """The tree as it is to be compared: without what belongs to the union, and with digests of what can be opened."""
 
     def opened() -> Iterator[tuple[Entry, int]]:
         for entry in walk(tree.root):
-            plain = layer_entry(entry) if tree.union.layer else _without_marks(entry)
-            plain = msgspec.structs.replace(plain, link_group=0) if plain.link_group else plain
-            yield plain, _open(_contents(tree, entry)) if entry.kind == "f" else -1
+            layer = tree.union.layer
+            plain = msgspec.structs.replace(layer_entry(entry), link_group=0) if layer else _without_marks(entry)
+            yield plain, open_contents(_contents(tree, entry)) if entry.kind == "f" else -1
 
     return with_digests(opened(), _unreadable)
-
-
-def _open(file: bytes) -> int:
-    """A descriptor of a regular file's contents; -1 when there is none, which leaves the entry without a digest."""
-    try:
-        return os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return -1
 
 
 def _unreadable(entry: Entry, error: OSError) -> PermanentError:

@@ -141,11 +141,10 @@ def test_a_file_spoiled_before_the_start_is_found_although_its_directory_was_use
 
 def test_contents_of_a_placeholder_are_compared_in_the_replica(move: Move) -> None:
     _make_placeholder(move, "a/one")
-    (move.union.replica / "a").mkdir()
-    (move.union.replica / "a/one").write_bytes(b"a/one" * 100)
+    _bring(move, "a/one", b"a/one" * 100)
     move.mount()
     assert move.differing() == {}
-    (move.union.replica / "a/one").write_bytes(b"wrong" * 100)
+    _bring(move, "a/one", b"wrong" * 100)
     assert move.differing() == {"a/one": "contents"}
 
 
@@ -162,11 +161,10 @@ def test_what_the_container_changes_after_the_description_is_excused_and_what_wa
 def test_after_a_difference_everything_is_read_again(move: Move) -> None:
     """What was wrong only while it was read, as from a failing disk, must not hold the migration for ever."""
     _make_placeholder(move, "a/one")
-    (move.union.replica / "a").mkdir()
-    (move.union.replica / "a/one").write_bytes(b"wrong" * 100)
+    _bring(move, "a/one", b"wrong" * 100)
     move.mount()
     assert move.differing() == {"a/one": "contents"}
-    (move.union.replica / "a/one").write_bytes(b"a/one" * 100)
+    _bring(move, "a/one", b"a/one" * 100)
     assert move.differing() == {}
 
 
@@ -176,8 +174,7 @@ def test_a_file_that_could_not_be_read_ahead_is_read_for_the_comparison(move: Mo
     list_arrived(move.union)
     assert move.differing() == {"a/one": "contents"}
     list_arrived(move.union)
-    (move.union.replica / "a").mkdir()
-    (move.union.replica / "a/one").write_bytes(b"a/one" * 100)
+    _bring(move, "a/one", b"a/one" * 100)
     assert move.differing() == {}
 
 
@@ -196,6 +193,13 @@ def test_a_source_that_digests_with_another_function_is_understood(move: Move) -
     os.utime(move.tree / "top", ns=(before, before))
     move.mount()
     assert move.differing() == {"top": "contents"}
+
+
+def _bring(move: Move, name: str, contents: bytes) -> None:
+    """As the fill does."""
+    file = move.union.replica / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(contents)
 
 
 def _make_placeholder(move: Move, name: str) -> None:
@@ -233,8 +237,7 @@ def test_what_the_fold_touched_is_told_from_what_the_container_wrote_by_the_sour
     """P12: also after the end of the union a way back carries only what differs."""
     for name in ("a/one", "a/two"):
         _make_placeholder(move, name)
-        (move.union.replica / "a").mkdir(exist_ok=True)
-        (move.union.replica / name).write_bytes(name.encode() * 100)
+        _bring(move, name, name.encode() * 100)
     move.mount()
     keep_evidence(move.union, tmp_path / "kept")
     move.union.fold()
