@@ -38,11 +38,8 @@ class PullRound(Effect):
         withdraw_layer(context, "another round was needed after it had begun to wait")
         with attached_meanwhile(context) if armed.round == 1 else contextlib.nullcontext():
             moved, files = self._all(context, order, armed)
-        return {
-            "bytes_moved": moved,
-            "files": files,
-            "duration_seconds": round(time.monotonic() - started, 3),
-        }
+            seconds = time.monotonic() - started  # of the round: what is left of a budget is estimated by it
+        return {"bytes_moved": moved, "files": files, "duration_seconds": round(seconds, 3)}
 
     def _all(self, context: Context, order: SyncOrdered, armed: SyncArmed) -> tuple[int, int]:
         moved = files = 0
