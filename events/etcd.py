@@ -40,7 +40,18 @@ from events.following import TICK_SECONDS, Change, KeyValue
 from events.keyspace import Keyspace, key_bytes, key_text, prefix_end
 from events.leases import LeaseGoneError
 from events.resuming import Batch, ResumingFollower
-from events.store import PAGE_KEYS, CompactedError, Compare, Delete, NoAnswerError, Outcome, Page, Put, Store
+from events.store import (
+    PAGE_KEYS,
+    CompactedError,
+    Compare,
+    Delete,
+    NoAnswerError,
+    Outcome,
+    Page,
+    Put,
+    RightsChangedError,
+    Store,
+)
 
 CALL_TIMEOUT_SECONDS = 5.0
 """Longer than an election (1 s) and a slow disk's fsync (2 s), so neither is taken for an outage (B16)."""
@@ -391,11 +402,12 @@ class EtcdStore(Store):
             return CompactedError(details)
         if code == grpc.StatusCode.NOT_FOUND and "lease" in details:
             return LeaseGoneError(f"the lease is gone: {details}")
-        if code == grpc.StatusCode.UNAUTHENTICATED or any(words in details for words in _OLD_AUTH_REVISION):
-            # A role was changed between etcd's taking the request and its turn. It was not applied; but whoever
-            # appends reads back before the next attempt all the same, so nothing depends on that.
+        rights_changed = any(words in details for words in _OLD_AUTH_REVISION)
+        if rights_changed or code == grpc.StatusCode.UNAUTHENTICATED:
             if self._access.user is not None:
                 connections.log_in_again()
+            if rights_changed:
+                return RightsChangedError(f"{where} changed its users or roles meanwhile: {details}")
             return NoAnswerError(f"{where} no longer accepts our login: {details}")
         if "space exceeded" in details:
             return NoAnswerError(

@@ -68,6 +68,7 @@ __all__ = [
     "Page",
     "Put",
     "Registration",
+    "RightsChangedError",
     "Snapshot",
     "Store",
     "Tick",
@@ -92,6 +93,10 @@ _Result = TypeVar("_Result")
 
 class NoAnswerError(StoreUnavailableError):
     """No usable answer came. A read may be repeated; a write may or may not have been applied."""
+
+
+class RightsChangedError(NoAnswerError):
+    """etcd's users or roles were changed between a call's coming and its turn: it was not applied."""
 
 
 class CompactedError(CargoError):
@@ -599,7 +604,8 @@ class Store(ABC):
                     raise trouble
                 raise NoAnswerError(f"the store compacts faster than it can be read: {trouble}") from trouble
             self._pause(pause)
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+            if not isinstance(trouble, RightsChangedError):  # who waits longer is overtaken by the next change
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
         raise AssertionError("the loop above returns or raises")
 
 

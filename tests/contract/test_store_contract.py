@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 
 from events.errors import ChainError, ConflictError, LostLeadershipError, SchemaError, StoreUnavailableError
 from events.memory import Fault
 from events.schema import Aborted, Event, PrepareOrdered, decode_event, decode_head, encode_head, head_after, next_event
-from events.store import MAX_TRANSACTION_OPERATIONS, PAGE_KEYS, Compare, LeaderGuard, Put, Store
+from events.store import (
+    FIRST_PAUSE_SECONDS,
+    MAX_TRANSACTION_OPERATIONS,
+    PAGE_KEYS,
+    Compare,
+    Delete,
+    LeaderGuard,
+    Outcome,
+    Put,
+    RightsChangedError,
+    Store,
+)
 from tests.contract.conftest import Bench
 from tests.support.records import STAMPER, append, failed, history, requested
 
@@ -129,6 +141,26 @@ def test_when_no_answer_ever_comes_the_outcome_is_called_unknown(bench: Bench) -
     bench.fail_next("not_applied", times=1000)
     with pytest.raises(StoreUnavailableError, match="is unknown"):
         append(bench.store, "m1", None, deadline_seconds=0.5)
+
+
+def test_an_append_is_not_overtaken_for_ever_by_changes_of_rights(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B14: etcd refuses what a change of its roles came before; asked again soon, it is done within the time given."""
+    refusals = iter([RightsChangedError("revision of auth store is old")] * 30)
+    pauses: list[float] = []
+    transact = bench.store._transact
+
+    def refuse_first(compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Outcome:
+        for refusal in refusals:
+            raise refusal
+        return transact(compares, operations)
+
+    monkeypatch.setattr(bench.store, "_transact", refuse_first)
+    monkeypatch.setattr(bench.store, "_pause", pauses.append)
+    first = append(bench.store, "m1", None)
+    assert bench.another().read("m1") == [first]
+    assert pauses == [FIRST_PAUSE_SECONDS] * 30
 
 
 def test_after_a_lost_request_somebody_elses_event_is_a_conflict(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

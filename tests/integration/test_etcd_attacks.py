@@ -347,13 +347,12 @@ def test_appends_while_roles_change_are_recorded_once_each(scene: Scene) -> None
     """B4, B14: ErrAuthOldRevision means not applied; nothing is lost or doubled, whoever else is granted meanwhile."""
     last = scene.begin("own-11", "alpha", "beta")
     users = EtcdUsers(scene.etcd.store("operator"))
-    stop = threading.Event()
+    turns = threading.Semaphore(0)
 
     def churn() -> None:
         users.make_user("churn", "churn")
-        number = 0
-        while not stop.is_set():
-            number += 1
+        for number in range(60):
+            turns.acquire()
             users.grant("churn", under(f"/churn/{number % 3}/", "read"))
             users.revoke("churn", under(f"/churn/{number % 3}/", "read"))
 
@@ -361,10 +360,11 @@ def test_appends_while_roles_change_are_recorded_once_each(scene: Scene) -> None
     thread.start()
     try:
         for _ in range(60):
+            turns.release()  # no append is without changes beside it, and none is overtaken by them for ever
             last = scene.alpha.append("own-11", last, SAMPLES["step_failed"])
     finally:
-        stop.set()
-        thread.join(10)
+        turns.release(60)
+        thread.join(60)
     events = scene.beta.store.read("own-11")
     assert [event.seq for event in events] == list(range(1, 63))
     assert len({event.uuid for event in events}) == 62
