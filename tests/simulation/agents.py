@@ -23,8 +23,8 @@ from events.schema import Requested, Stamp
 from events.store import Compare, Delete, NoAnswerError, Outcome, Page, Put, Store
 from hostd import source, target
 from hostd.turn import Append, Begin, Pass, Perform, Read, Rest, Turn, Turns, Wait, retry_delay_seconds
-from tests.simulation import effects
-from tests.simulation.effects import Ctx, Performance
+from tests.simulation.effects.base import MIB, Ctx, Performance, nothing
+from tests.simulation.effects.registry import RUN, UNDO
 from tests.simulation.invariants import Watched
 from tests.simulation.world import Container, Host
 
@@ -273,7 +273,7 @@ class Runner:
                 context.check_cancelled()
             sim.checker.effect_begins(self.agent.host, self.migration, operation.name, operation.undo)
             sim.inject_error(self.agent)
-            verb = (effects.UNDO if operation.undo else effects.RUN).get(operation.name, effects.nothing)
+            verb = (UNDO if operation.undo else RUN).get(operation.name, nothing)
             self.performing = verb(context)
             sim.say(self.agent.name, "undo %s" if operation.undo else "%s", operation.name)
         try:
@@ -328,7 +328,7 @@ class Agent(Process):
         super().__init__()
         self.sim, self.host, self.name, self.place = sim, host, f"hostd/{host.name}", host.name
         self.inline = sim.rng.random() < 0.5
-        self.file_bytes = sim.rng.choice((1, effects.MIB, 100 * effects.MIB))
+        self.file_bytes = sim.rng.choice((1, MIB, 100 * MIB))
         self.lives = 0
 
     def start(self) -> None:

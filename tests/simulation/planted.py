@@ -25,8 +25,10 @@ from events.store import NoAnswerError, Store
 from hostd import source, target
 from hostd.plan import Plan, Step
 from hostd.turn import Draft, Operation, Perform, Turns
-from tests.simulation import effects
-from tests.simulation.effects import Ctx, Performance, nothing
+from tests.simulation.effects import lists, source_container, source_data, target_container, target_data
+from tests.simulation.effects.base import ROOT, Ctx, Outcome, Performance, nothing, set_policy
+from tests.simulation.effects.lists import publish_both, source_layer
+from tests.simulation.effects.registry import RUN, UNDO
 from tests.simulation.scheduler import Result, run_seed
 from tests.simulation.world import WHITEOUT, Tracker, Union
 
@@ -61,7 +63,7 @@ class Bug:
 
 
 def _run(stack: contextlib.ExitStack, **verbs: Callable[[Ctx], Performance]) -> None:
-    stack.enter_context(mock.patch.dict(effects.RUN, verbs))
+    stack.enter_context(mock.patch.dict(RUN, verbs))
 
 
 def _step(stack: contextlib.ExitStack, plan: Plan, state: str, step: Step) -> None:
@@ -92,7 +94,7 @@ def start_before_claim(stack: contextlib.ExitStack) -> None:
 
 def policy_not_disarmed(stack: contextlib.ExitStack) -> None:
     def disarm(ctx: Ctx) -> Performance:
-        effects.note_stop(ctx)
+        source_container.note_stop(ctx)
         yield
         return None
 
@@ -108,7 +110,7 @@ def policy_not_disarmed(stack: contextlib.ExitStack) -> None:
 
 
 def failed_sync_is_success(stack: contextlib.ExitStack) -> None:
-    real = effects.pull_round
+    real = target_data.pull_round
 
     def pull(ctx: Ctx) -> Performance:
         try:
@@ -154,7 +156,7 @@ def blind_retry(stack: contextlib.ExitStack) -> None:
 
 
 def lost_deletion(stack: contextlib.ExitStack) -> None:
-    _patch(stack, effects, "there_now", lambda tree, paths: {path: True for path in sorted(paths) if path in tree})
+    _patch(stack, lists, "there_now", lambda tree, paths: {path: True for path in sorted(paths) if path in tree})
 
 
 def stop_before_order(stack: contextlib.ExitStack) -> None:
@@ -172,9 +174,9 @@ def stale_epoch(stack: contextlib.ExitStack) -> None:
 
 def tracker_trusted_after_restart(stack: contextlib.ExitStack) -> None:
     def publish(ctx: Ctx) -> Performance:
-        tracker, _ = effects.ensure_tracker(ctx)
+        tracker, _ = source_data.ensure_tracker(ctx)
         yield
-        return {"dirty": effects.publish_both(ctx, "stopped", tracker.marks)}
+        return {"dirty": publish_both(ctx, "stopped", tracker.marks)}
 
     _run(stack, vouch_for_tracking=nothing, publish_dirty=publish)
 
@@ -184,27 +186,27 @@ def overflow_ignored(stack: contextlib.ExitStack) -> None:
         seen, _ = real(tracker, generation)
         return (seen if tracker.before_trusted else set()), True
 
-    real = effects.tracker_arm
-    _patch(stack, effects, "tracker_arm", arm)
+    real = source_data.tracker_arm
+    _patch(stack, source_data, "tracker_arm", arm)
 
 
 def repeated_arming_trusts_a_new_tracker(stack: contextlib.ExitStack) -> None:
     def arm(ctx: Ctx) -> Performance:
         number = ctx.view.round
-        tracker, fresh = effects.ensure_tracker(ctx)
+        tracker, fresh = source_data.ensure_tracker(ctx)
         yield
-        seen, trusted = effects.tracker_arm(tracker, number)
+        seen, trusted = source_data.tracker_arm(tracker, number)
         if number == 1:
             return {"dirty": ()}
         if fresh or not trusted:
             return {"compare": True, "why": "tracking was lost", "dirty": ()}
-        return {"dirty": effects.publish_both(ctx, f"round-{number}", seen)}
+        return {"dirty": publish_both(ctx, f"round-{number}", seen)}
 
     _run(stack, arm_tracking=arm)
 
 
 def round_without_its_list(stack: contextlib.ExitStack) -> None:
-    real = effects.arm_tracking
+    real = source_data.arm_tracking
 
     def arm(ctx: Ctx) -> Performance:
         yield from real(ctx)
@@ -254,7 +256,7 @@ def manifest_not_applied(stack: contextlib.ExitStack) -> None:
 
 
 def started_without_its_union(stack: contextlib.ExitStack) -> None:
-    _patch(stack, effects, "mount_again", lambda _ctx, _union: None)
+    _patch(stack, target_container, "mount_again", lambda _ctx, _union: None)
 
 
 def link_cut_too_early(stack: contextlib.ExitStack) -> None:
@@ -293,13 +295,13 @@ def undo_forgets_too_early(stack: contextlib.ExitStack) -> None:
 
 
 def stop_not_noted_before_disarming(stack: contextlib.ExitStack) -> None:
-    real = effects.stop_container
+    real = source_container.stop_container
 
     def stop(ctx: Ctx) -> Performance:
         ctx.files["stopping"] = True
         return (yield from real(ctx))
 
-    _patch(stack, effects, "note_stop", lambda _ctx: None)
+    _patch(stack, source_container, "note_stop", lambda _ctx: None)
     _run(stack, stop_container=stop)
 
 
@@ -339,16 +341,16 @@ def source_revived_too_early(stack: contextlib.ExitStack) -> None:
 
 
 def finalise_forgets_to_start(stack: contextlib.ExitStack) -> None:
-    real = effects.fold_union
+    real = target_container.fold_union
 
     def fold(ctx: Ctx) -> Performance:
-        with mock.patch.object(effects, "should_run", lambda _ctx, _container: False):
+        with mock.patch.object(target_container, "should_run", lambda _ctx, _container: False):
             performance = real(ctx)
             while True:
                 try:
                     next(performance)
                 except StopIteration as done:
-                    outcome: effects.Outcome = done.value
+                    outcome: Outcome = done.value
                     return outcome
                 ctx.files.pop("folding", None)
                 yield
@@ -368,7 +370,7 @@ def policy_given_back_after_the_start(stack: contextlib.ExitStack) -> None:
         ctx.agent.world_start(container)
         yield
         ctx.docker()
-        effects.set_policy(container, prepared.restart_policy)
+        set_policy(container, prepared.restart_policy)
         ctx.host.files.pop(ctx.migration, None)
         return {"running": True}
 
@@ -406,7 +408,7 @@ def changes_listed_before_the_stop(stack: contextlib.ExitStack) -> None:
 
 
 def deletions_not_carried_back(stack: contextlib.ExitStack) -> None:
-    real = effects.carry_back
+    real = source_data.carry_back
 
     def carry(ctx: Ctx) -> Performance:
         before = dict(ctx.volume().files)
@@ -420,7 +422,7 @@ def deletions_not_carried_back(stack: contextlib.ExitStack) -> None:
 
 
 def generation_ends_with_its_round(stack: contextlib.ExitStack) -> None:
-    real = effects.pull_round
+    real = target_data.pull_round
 
     def pull(ctx: Ctx) -> Performance:
         outcome = yield from real(ctx)
@@ -432,12 +434,12 @@ def generation_ends_with_its_round(stack: contextlib.ExitStack) -> None:
 
 
 def whole_list_taken_for_a_part(stack: contextlib.ExitStack) -> None:
-    real = effects.apply_entries
+    real = target_data.apply_entries
 
     def apply(union: Union, entries: dict[str, bool], *, everything: bool, brought: bool = False) -> None:
         real(union, entries, everything=False, brought=brought)
 
-    _patch(stack, effects, "apply_entries", apply)
+    _patch(stack, target_data, "apply_entries", apply)
 
 
 def silent_target_given_up(stack: contextlib.ExitStack) -> None:
@@ -452,20 +454,20 @@ def silent_target_given_up(stack: contextlib.ExitStack) -> None:
 
 
 def retired_copy_keeps_its_policy(stack: contextlib.ExitStack) -> None:
-    real = effects.retire_container
+    real = source_container.retire_container
 
     def retire(ctx: Ctx) -> Performance:
         outcome = yield from real(ctx)
         container = ctx.source_container()
         if container is not None:
-            effects.set_policy(container, ctx.view.source_prepared.restart_policy)
+            set_policy(container, ctx.view.source_prepared.restart_policy)
         return outcome
 
     _run(stack, retire_container=retire)
 
 
 def contents_left_behind_without_a_union(stack: contextlib.ExitStack) -> None:
-    real = effects.apply_entries
+    real = target_data.apply_entries
 
     def apply(union: Union, entries: dict[str, bool], *, everything: bool, brought: bool = False) -> None:
         if brought:
@@ -473,7 +475,7 @@ def contents_left_behind_without_a_union(stack: contextlib.ExitStack) -> None:
                 union.upper.pop(path, None)
         real(union, entries, everything=everything, brought=brought)
 
-    _patch(stack, effects, "apply_entries", apply)
+    _patch(stack, target_data, "apply_entries", apply)
 
 
 def new_leader_does_not_look(stack: contextlib.ExitStack) -> None:
@@ -497,7 +499,7 @@ def list_before_the_stop(stack: contextlib.ExitStack) -> None:
 
 
 def whiteouts_left_behind(stack: contextlib.ExitStack) -> None:
-    real = effects.bring_layer
+    real = target_data.bring_layer
 
     def bring(ctx: Ctx, names: list[str]) -> Generator[None, None, int]:
         moved = yield from real(ctx, names)
@@ -506,35 +508,35 @@ def whiteouts_left_behind(stack: contextlib.ExitStack) -> None:
             del tree[path]
         return moved
 
-    _patch(stack, effects, "bring_layer", bring)
+    _patch(stack, target_data, "bring_layer", bring)
 
 
 def last_changes_of_the_layer_left_behind(stack: contextlib.ExitStack) -> None:
     def apply(ctx: Ctx) -> Generator[None, None, None]:
-        with mock.patch.object(effects, "bring_layer", lambda _ctx, _names: iter(())):
+        with mock.patch.object(target_data, "bring_layer", lambda _ctx, _names: iter(())):
             yield from real(ctx)
 
-    real = effects.apply_layer
-    _patch(stack, effects, "apply_layer", apply)
+    real = target_data.apply_layer
+    _patch(stack, target_data, "apply_layer", apply)
 
 
 def layer_not_carried_back(stack: contextlib.ExitStack) -> None:
-    real = effects.list_changes
+    real = target_data.list_changes
 
     def changes(ctx: Ctx) -> Performance:
         outcome = yield from real(ctx)
         assert outcome is not None
-        return outcome | {"trees": tuple(tree for tree in outcome["trees"] if tree.destination != effects.ROOT)}
+        return outcome | {"trees": tuple(tree for tree in outcome["trees"] if tree.destination != ROOT)}
 
     _run(stack, list_changes=changes)
 
 
 def whiteouts_not_carried_back(stack: contextlib.ExitStack) -> None:
-    real = effects.carry_back
+    real = source_data.carry_back
 
     def carry(ctx: Ctx) -> Performance:
         outcome = yield from real(ctx)
-        layer = effects.source_layer(ctx)
+        layer = source_layer(ctx)
         for path in [path for path, value in layer.items() if value == WHITEOUT]:
             del layer[path]
         return outcome
@@ -543,7 +545,7 @@ def whiteouts_not_carried_back(stack: contextlib.ExitStack) -> None:
 
 
 def layers_stage_left_behind(stack: contextlib.ExitStack) -> None:
-    stack.enter_context(mock.patch.dict(effects.UNDO, {"open_layer": nothing}))
+    stack.enter_context(mock.patch.dict(UNDO, {"open_layer": nothing}))
 
 
 BUGS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hostd.effects.registry import EFFECTS
-from tests.simulation.effects import RUN, UNDO
+from tests.simulation.effects.registry import RUN, UNDO
 from tests.simulation.invariants import NEEDS
 from tests.simulation.running import Summary, run_many
 from tests.simulation.scheduler import FAULTS, run_seed
