@@ -140,6 +140,23 @@ class Beneath:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=at)
 
+    def directories(self) -> dict[bytes, int]:
+        """The inode number of every directory below the root, by path. Never enters a mount point; looks at nothing else."""
+        found: dict[bytes, int] = {}
+        queue = [b""]
+        while queue:
+            path = queue.pop()
+            at = self.directory(path)
+            with os.scandir(b"/proc/self/fd/%d" % at) as children:
+                names = [child.name for child in children if child.is_dir(follow_symlinks=False)]
+            for name in names:
+                seen = os.stat(name, dir_fd=at, follow_symlinks=False)
+                below = path + b"/" + name if path else name
+                found[below] = seen.st_ino
+                if seen.st_dev == self.device:
+                    queue.append(below)
+        return found
+
     def walk(self, start: bytes = b"") -> Iterator[tuple[bytes, list[tuple[bytes, os.stat_result]]]]:
         """The path of each directory from ``start`` down, with its entries (name, lstat), parents first.
 

@@ -62,7 +62,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     stale: bool = False
     """The contents must come from the source."""
     blocks: _Count = 0
-    """Allocated blocks of 512 bytes of a regular file."""
+    """Allocated blocks of 512 bytes. Says nothing about another host's file system."""
     digest: bytes = b""
     """Of a regular file's contents; empty when not taken. BLAKE3 after its frame, or BLAKE2b-256 without one."""
 
@@ -94,9 +94,10 @@ def path_problem(path: bytes) -> str:
     """Why ``path`` can be no path of a tree; empty when it can. The root, ``b""``, can."""
     if b"\0" in path:
         return "its path holds a NUL"
-    framed = b"/" + path + b"/"
-    if path and (b"//" in framed or b"/./" in framed or b"/../" in framed):
-        return "its path is not a plain relative one"
+    if b"//" in path or b"/." in path or path[:1] in (b"/", b".") or path[-1:] == b"/":  # hardly ever
+        framed = b"/" + path + b"/"
+        if b"//" in framed or b"/./" in framed or b"/../" in framed:
+            return "its path is not a plain relative one"
     if len(path) > MAX_NAME_BYTES and max(map(len, path.split(b"/"))) > MAX_NAME_BYTES:
         return f"a name in its path is longer than {MAX_NAME_BYTES} bytes"
     return ""
@@ -131,11 +132,11 @@ def entry_problem(entry: Entry) -> str:
 def unsupported(entries: Iterable[Entry]) -> Iterator[str]:
     """A sentence for each entry that cannot be carried faithfully, to be told before the cut-over."""
     for entry in entries:
-        path = escape(entry.path)
         if entry.kind == "c" and entry.rdev == 0:
-            yield f"{path} is a character device 0:0, which overlayfs takes for a deletion"
+            yield f"{escape(entry.path)} is a character device 0:0, which overlayfs takes for a deletion"
         for name, _ in entry.xattrs:
+            carries = f"{escape(entry.path)} carries {escape(name)}"
             if name.startswith(b"trusted.overlay."):
-                yield f"{path} carries {escape(name)}: it belongs to an overlay file system of its own"
+                yield f"{carries}: it belongs to an overlay file system of its own"
             elif not name.startswith(_CARRIED_XATTRS):
-                yield f"{path} carries {escape(name)}, which only this kind of file system can hold"
+                yield f"{carries}, which only this kind of file system can hold"

@@ -15,9 +15,8 @@ import struct
 from hostd.manifest import escape
 
 AT_SYMLINK_NOFOLLOW, AT_NO_AUTOMOUNT, AT_EMPTY_PATH = 0x100, 0x800, 0x1000
-STATX_BYTES = 256
-ATTRIBUTES = struct.Struct("=Q")
-ATTRIBUTES_AT = 8
+STATX_WORDS = 32
+ATTRIBUTES_WORD = 1
 """``stx_attributes`` in ``struct statx``, https://man7.org/linux/man-pages/man2/statx.2.html"""
 MARKS = {0x10: "immutable", 0x20: "append-only", 0x800: "encrypted by its file system", 0x100000: "sealed by fs-verity"}
 FS_IOC_FSGETXATTR = 0x801C581F
@@ -25,16 +24,21 @@ FSXATTR = struct.Struct("=IIIII8x")
 """``struct fsxattr``: flags, extent sizes, extents, project id."""
 MAX_PATH_CHARACTERS = 200
 
+_ALL_MARKS = sum(MARKS)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def marks(directory: int, path: bytes) -> list[str]:
-    """In words, what of the file ``path`` below the descriptor ``directory`` no copy carries; none of what is gone."""
-    buffer = ctypes.create_string_buffer(STATX_BYTES)
+def marks(directory: int, path: bytes, buffer: ctypes.Array[ctypes.c_uint64]) -> list[str]:
+    """In words, what of the file ``path`` below the descriptor ``directory`` no copy carries; none of what is gone.
+
+    ``buffer``, of STATX_WORDS, is written to: a new one for each of many files would take longer than the question.
+    """
     flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | (0 if path else AT_EMPTY_PATH)
     if _libc.statx(directory, path, flags, 0, buffer) != 0:
         return []
-    (attributes,) = ATTRIBUTES.unpack_from(buffer.raw, ATTRIBUTES_AT)
+    attributes = buffer[ATTRIBUTES_WORD]
+    if not attributes & _ALL_MARKS:
+        return []
     return [words for mark, words in MARKS.items() if attributes & mark]
 
 
@@ -60,6 +64,7 @@ class Uncarried:
     def __init__(self, tree: str) -> None:
         self._root = os.open(tree, os.O_PATH | os.O_CLOEXEC)
         self._tree = tree
+        self._buffer = (ctypes.c_uint64 * STATX_WORDS)()
         self._found: dict[str, tuple[int, bytes]] = {}
         """By mark, how many files have it, and the first of them."""
 
@@ -71,7 +76,7 @@ class Uncarried:
 
     def look(self, path: bytes) -> None:
         """Take note of the entry at ``path``, relative to the tree; empty for the tree itself."""
-        for words in marks(self._root, path):
+        for words in marks(self._root, path, self._buffer):
             count, first = self._found.get(words, (0, path))
             self._found[words] = (count + 1, first)
 

@@ -29,13 +29,14 @@ import msgspec
 from events.errors import PermanentError
 from events.schema import FileRef
 from hostd.entry import DIGEST_BYTES, Entry, entry_problem, escape, order_key, unsupported
-from hostd.tree_compare import Difference, compare, differences, tree_digest
+from hostd.tree_compare import Difference, TreeSum, compare, differences, tree_digest
 from hostd.tree_walk import observe, observe_all, usage, walk
 
 __all__ = [
     "MAX_RECORD_BYTES",
     "Difference",
     "Entry",
+    "TreeSum",
     "compare",
     "decode_manifest",
     "differences",

@@ -198,6 +198,7 @@ def _stopped(_view: View, outcomes: Outcomes) -> Data:
 _FILL = Step("fill", ("announce_placement", "supervise_container", "watch_health", "fill_replica"), _filled)
 
 _LEFT_BEHIND = (
+    "open_views",
     "warm_container",
     "create_container",
     "open_layer",
@@ -225,17 +226,18 @@ PLAN = Plan(
                 "provide_image",
                 "create_networks",
                 "create_volumes",
+                "open_views",
                 "create_container",
                 "open_layer",
             ),
             _prepared,
         ),
         "syncing": Step("sync", ("pull_round",), _synced),
-        "synced": Step("brace", ("attach_remote",)),
-        "readying": Step("get_ready", ("attach_remote", "warm_container"), _braced),
+        # What takes longest has begun before the rounds, and is waited for at the end.
+        "readying": Step("get_ready", ("warm_container", "attach_remote"), _braced),
         # Done already, but for an agent that was started anew: nobody else could open the gate of its earlier life.
-        "ready": Step("brace", ("attach_remote", "warm_container")),
-        "bracing": Step("brace", ("attach_remote", "warm_container")),
+        "ready": Step("brace", ("warm_container", "attach_remote")),
+        "bracing": Step("brace", ("warm_container", "attach_remote")),
         "uniting": Step("unite", ("attach_remote", "apply_dirty", "mount_union"), _claimed),
         "starting": Step("start", ("start_container",), _started),
         "filling": _FILL,

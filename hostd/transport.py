@@ -319,15 +319,16 @@ class Transport:
         """
         raw = os.fsencode(tree)
         self.check(peer)
-        if expect_entries > 0 and not single_file:
-            self._require_entries(peer, raw, expect_entries, timeout_seconds, cancelled)
+        fresh = files_from is None and not single_file and _is_empty(destination)
+        if expect_entries > 0 and not single_file and not fresh:
+            _require_entries(peer, raw, self._entries(peer, raw, timeout_seconds, cancelled), expect_entries)
         command = [*self._rsync(peer), "-aHAXS", "--numeric-ids", "--from0"]
         marks = sorted(map(os.fsdecode, LAYER_MARKS)) if layer else []
         command += [*(f"--filter=+x {mark}" for mark in marks), "--filter=-x trusted.overlay.*"]
         # By default rsync takes two times within one second for the same, of files and of directories.
         command += ["--modify-window=-1"]
         command += ["--stats", "--info=progress2,flist0,name0", "--outbuf=L", f"--timeout={timeout_seconds}"]
-        if files_from is None and not single_file and _is_empty(destination):
+        if fresh:
             # A temporary file and a rename for each of many small files take as long as everything else. Nothing is
             # here yet that a half-written file could spoil; what an interruption leaves is transferred again the other way.
             command += ["--inplace"]
@@ -366,14 +367,14 @@ class Transport:
                 on_progress=on_progress,
                 cancelled=cancelled,
             )
+        if fresh:  # nothing could be deleted, so it needs no question of its own
+            _require_entries(peer, raw, len(os.listdir(destination)), expect_entries)
         if fsync:
             sync_filesystem(destination)
         return result
 
-    def _require_entries(
-        self, peer: Peer, tree: bytes, wanted: int, timeout_seconds: int, cancelled: threading.Event | None
-    ) -> None:
-        """D7, D22: an unmounted source is an empty directory, and --delete would make the copy equal to it."""
+    def _entries(self, peer: Peer, tree: bytes, timeout_seconds: int, cancelled: threading.Event | None) -> int:
+        """How many entries the peer's directory has."""
         command = [*self._rsync(peer), "--list-only", "--dirs", f"--timeout={timeout_seconds}", "--"]
         command += [self._remote(peer, tree.rstrip(b"/") + b"/")]
         process = Running(command, lock=None)
@@ -382,12 +383,7 @@ class Transport:
         vanished = process.returncode == 24 or (process.returncode == 23 and only_vanished(process.stderr))
         if process.returncode != 0 and not vanished:
             raise rsync_error(peer, process.returncode, process.stderr)
-        entries = max(0, len(output.splitlines()) - 1)  # the first line is the tree itself
-        if entries < wanted:
-            raise PermanentError(
-                f"{os.fsdecode(tree)} on {peer.host} has {entries} entries where at least {wanted} were expected: "
-                "it may not be mounted. Nothing was deleted on this side; look at the source before trying again."
-            )
+        return max(0, len(output.splitlines()) - 1)  # the first line is the tree itself
 
     def _rsync(self, peer: Peer) -> list[str | bytes]:
         config = self._config_path(peer, shared=True)
@@ -535,6 +531,15 @@ def _listing(directory: Path, paths: Iterable[bytes]) -> Iterator[str]:
             file.write(b"./" + path + b"\0")
         file.flush()
         yield file.name
+
+
+def _require_entries(peer: Peer, tree: bytes, entries: int, wanted: int) -> None:
+    """D7, D22: an unmounted source is an empty directory, and --delete would make the copy equal to it."""
+    if entries < wanted:
+        raise PermanentError(
+            f"{os.fsdecode(tree)} on {peer.host} has {entries} entries where at least {wanted} were expected: "
+            "it may not be mounted. Nothing was deleted on this side; look at the source before trying again."
+        )
 
 
 def _is_empty(directory: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -144,17 +145,33 @@ class _Links:
         return self._first.setdefault(entry.link_group, entry.path)
 
 
-def tree_digest(entries: Iterable[Entry]) -> str:
-    """One BLAKE2b-256, in hex, of all that can be carried: equal trees on two hosts show the same.
+class TreeSum:
+    """One BLAKE2b-256 of all that can be carried: equal trees on two hosts show the same.
 
     Inode numbers, allocation and staleness are left out; hard links count by the names they tie together.
     """
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    links = _Links()
-    for entry in entries:
-        first = links.first(entry)
-        tied_to = b"" if first == entry.path else b"/" + first
-        same = msgspec.structs.replace(entry, link_group=0, stale=False, blocks=0)
-        raw = _encoder.encode((same, tied_to))
-        state.update(len(raw).to_bytes(4, "big") + raw)
-    return state.hexdigest()
+
+    def __init__(self) -> None:
+        self._state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._links = _Links()
+
+    def over(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """The same entries, each taken into account when it is asked for."""
+        for entry in entries:
+            first = self._links.first(entry)
+            tied_to = b"" if first == entry.path else b"/" + first
+            same = msgspec.structs.replace(entry, link_group=0, stale=False, blocks=0)
+            raw = _encoder.encode((same, tied_to))
+            self._state.update(len(raw).to_bytes(4, "big") + raw)
+            yield entry
+
+    def hexdigest(self) -> str:
+        """Of what has been asked for so far."""
+        return self._state.hexdigest()
+
+
+def tree_digest(entries: Iterable[Entry]) -> str:
+    """The TreeSum of a whole tree, in hex."""
+    summed = TreeSum()
+    deque(summed.over(entries), maxlen=0)
+    return summed.hexdigest()

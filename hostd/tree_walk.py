@@ -150,7 +150,7 @@ def _entry(seen: _Seen) -> Entry:
         link_target=os.readlink(name, dir_fd=at) if kind == "l" else b"",
         xattrs=_xattrs(at, name),
         link_group=status.st_ino if status.st_nlink > 1 and kind != "d" else 0,
-        blocks=status.st_blocks if regular else 0,
+        blocks=status.st_blocks,
     )
 
 

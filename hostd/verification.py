@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +30,13 @@ from hostd.layer import layer_entry
 from hostd.manifest import (
     Difference,
     Entry,
+    TreeSum,
     compare,
     differences,
     observe_all,
     order_key,
     read_manifest,
+    tree_digest,
     walk,
     write_manifest,
 )
@@ -58,6 +59,8 @@ class Found:
 
     files: int = 0
     size_bytes: int = 0
+    digest: str = ""
+    """Of the source's whole tree (``TreeSum``)."""
     changed: int = 0
     """Entries that the container changed itself."""
     difference_count: int = 0
@@ -79,10 +82,7 @@ def remember_directories(union: Union) -> None:
         return
     with Beneath(union.upper_tree) as tree:
         found = {b"": os.fstat(tree.root).st_ino}
-        for directory, children in tree.walk():
-            for name, status in children:
-                if stat.S_ISDIR(status.st_mode):
-                    found[directory + b"/" + name if directory else name] = status.st_ino
+        found |= tree.directories()
     write_durably(union.stage / DIRECTORIES, msgspec.msgpack.encode(found))
 
 
@@ -198,12 +198,15 @@ def verify(manifest: Path, union: Union, *, check: Callable[[], None] = lambda: 
     tree = _Tree(union)
     found = Found()
     if union.single_file:
+        found.digest = tree_digest(read_manifest(manifest))
         _verify_file(manifest, tree, found)
         return found
+    summed = TreeSum()
     listed = union.stage / ARRIVED
     arrived = read_manifest(listed) if listed.exists() else _arrived(tree)
     with Beneath(tree.root) as inside:
-        _compare(read_manifest(manifest), arrived, tree, inside, found, check)
+        _compare(summed.over(read_manifest(manifest)), arrived, tree, inside, found, check)
+    found.digest = summed.hexdigest()
     listed.unlink(missing_ok=True)  # whoever asks again has everything read again
     return found
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from typing import ClassVar
 
-from events.errors import CancelledError, CargoError
-from hostd.effects.arrival import arrivals, existing_arrivals
+from hostd.effects.arrival import Arrival, existing_arrivals, volume_arrivals
 from hostd.effects.base import Context, Effect, Outcome
 
 WITHOUT_UNION = ("precopy", "cold")
@@ -21,17 +17,19 @@ class AttachRemote(Effect):
     name: ClassVar[str] = "attach_remote"
 
     def run(self, context: Context) -> Outcome:
+        opening = context.bench.openings.get(context.migration)
         if context.view.strategy in WITHOUT_UNION:
+            if opening is not None:  # the order has chosen another strategy than the request left open
+                opening.call_off()
+                context.bench.openings.pop(context.migration, None)
             return None
-        if context.view.state == "synced" and not context.view.rounds:
-            return None  # the first round does it beside what it copies, and shall not wait for it
-        here = arrivals(context)
-        if _just_done(context) and all(arrival.union.state().remote for arrival in here if arrival.union.federable):
-            return None
-        for arrival in here:
-            context.check_cancelled()
-            if arrival.union.federable and not arrival.union.state().settled:
-                arrival.attach_remote(context)
+        if opening is not None:
+            opening.wait(context.check_cancelled)
+            context.bench.openings.pop(context.migration, None)
+            if opening.failure is not None:
+                context.log.warning("the view of the source could not be opened yet", reason=str(opening.failure))
+        if not _just_done(context) or not all(arrival.union.state().remote for arrival in _federable(context)):
+            attach_all(context)
         return None
 
     def undo(self, context: Context) -> Outcome:
@@ -42,24 +40,16 @@ class AttachRemote(Effect):
         return None
 
 
-@contextlib.contextmanager
-def attached_meanwhile(context: Context) -> Iterator[None]:
-    """Open the views beside a round, which takes longer. Whatever fails is told, and done again by ``get_ready``."""
+def attach_all(context: Context) -> None:
+    """Open every view that is not open. Raises TransientError, PermanentError, CancelledError."""
+    for arrival in _federable(context):
+        context.check_cancelled()
+        if not arrival.union.state().settled:
+            arrival.attach_remote(context)
 
-    def attach() -> None:
-        try:
-            AttachRemote().run(context)
-        except CancelledError:
-            pass
-        except CargoError as error:
-            context.log.warning("the view of the source could not be opened yet", reason=str(error))
 
-    beside = threading.Thread(target=attach, name=f"attach:{context.migration}", daemon=True)
-    beside.start()
-    try:
-        yield
-    finally:
-        beside.join()
+def _federable(context: Context) -> list[Arrival]:
+    return [arrival for arrival in volume_arrivals(context) if arrival.union.federable]
 
 
 def _just_done(context: Context) -> bool:

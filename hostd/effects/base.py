@@ -23,6 +23,7 @@ from events.records import PlacementRecord
 from hostd.engine import Engine
 from hostd.layer_tracker import LayerTracker
 from hostd.openfiles import FileKey, OpenFile
+from hostd.opening import Opening
 from hostd.plan import View
 from hostd.settings import HostSettings
 from hostd.tracker import Tracker
@@ -61,6 +62,8 @@ class Workbench:
     """Containers that somebody stopped through Docker, with the monotonic time of it, by container id."""
     warm: dict[str, WarmStart] = field(default_factory=dict)
     """Containers on the way to, or at, their gate, by migration; they do not outlive the process."""
+    openings: dict[str, Opening] = field(default_factory=dict)
+    """Views of the source on their way, by migration; they do not outlive the process."""
     why_cold: dict[str, str] = field(default_factory=dict)
     """Why a container that waited was sent away again before its start, by migration."""
     boot: str = ""

@@ -15,7 +15,7 @@ from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.shared import moving_mounts
 from hostd.entry import LAYER_MARKS
 from hostd.file_flags import Uncarried
-from hostd.inventory import TreeSize, measure_tree
+from hostd.inventory import BLOCK_BYTES
 from hostd.layer import ROOTFS, is_whiteout, layer_entry, layer_obstacle
 from hostd.manifest import Entry, escape, unsupported, walk
 from hostd.placement import obstacles
@@ -77,7 +77,7 @@ def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount
         f"{mount.destination}: {escape(below.point)} is a mount of its own inside of the data, which would not travel"
         for below in mounts.mounts_below(tree)
     ]
-    size_bytes = files = 0
+    size_bytes = files = blocks = entries = 0
     linked: set[int] = set()
     for entry in walk(tree):
         context.check_cancelled()
@@ -85,19 +85,20 @@ def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount
         if entry.link_group not in linked:  # several names of one file take its space once
             files += entry.kind == "f"
             size_bytes += entry.size
+            blocks += entry.blocks
+        entries += 1
         if entry.link_group:
             linked.add(entry.link_group)
         if len(problems) < MAX_REASONS:
             found = _layer_problems(entry) if mount.kind == ROOTFS else _problems(entry)
             # What is deep below one long path is the same sentence again and again.
-            problems = list(dict.fromkeys([*problems, *(f"{mount.destination}: {why}" for why in found)]))
-    on_disk = measure_tree(mount.tree, context.cancelled.is_set) or TreeSize(0, 0)
+            problems += [line for why in found if (line := f"{mount.destination}: {why}") not in problems]
     measured = msgspec.structs.replace(
         mount,
         size_bytes=size_bytes,
         files=files,
-        allocated_bytes=on_disk.size_bytes,
-        entries=on_disk.files,
+        allocated_bytes=blocks * BLOCK_BYTES,
+        entries=entries,
         single_file=mount.kind != ROOTFS and not os.path.isdir(tree),
     )
     return measured, problems[:MAX_REASONS]

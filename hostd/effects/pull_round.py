@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from typing import ClassVar
@@ -11,7 +10,6 @@ import msgspec
 
 from events.schema import DirtyManifest, SyncArmed, SyncOrdered
 from hostd.effects.arrival import Arrival, arrivals
-from hostd.effects.attach_remote import attached_meanwhile
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.limited import pull
 from hostd.effects.manifests import entries_of
@@ -36,12 +34,6 @@ class PullRound(Effect):
         assert isinstance(order, SyncOrdered)
         started = time.monotonic()
         withdraw_layer(context, "another round was needed after it had begun to wait")
-        with attached_meanwhile(context) if armed.round == 1 else contextlib.nullcontext():
-            moved, files = self._all(context, order, armed)
-            seconds = time.monotonic() - started  # of the round: what is left of a budget is estimated by it
-        return {"bytes_moved": moved, "files": files, "duration_seconds": round(seconds, 3)}
-
-    def _all(self, context: Context, order: SyncOrdered, armed: SyncArmed) -> tuple[int, int]:
         moved = files = 0
         for arrival in arrivals(context):
             # Nothing of a writable layer can be federated, so its contents come now whatever the strategy.
@@ -50,7 +42,7 @@ class PullRound(Effect):
             remember_directories(arrival.union)
             moved += result.bytes_received if result else 0
             files += result.files if result else 0
-        return moved, files
+        return {"bytes_moved": moved, "files": files, "duration_seconds": round(time.monotonic() - started, 3)}
 
     @staticmethod
     def _pull(context: Context, arrival: Arrival, armed: SyncArmed) -> RsyncResult | None:

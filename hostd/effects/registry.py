@@ -26,6 +26,7 @@ from hostd.effects.list_changes import ListChanges
 from hostd.effects.measure_mounts import MeasureMounts
 from hostd.effects.mount_union import MountUnion
 from hostd.effects.open_layer import OpenLayer
+from hostd.effects.open_views import OpenViews
 from hostd.effects.pack_image import PackImage
 from hostd.effects.provide_image import ProvideImage
 from hostd.effects.publish_dirty import PublishDirty
@@ -52,6 +53,7 @@ _ALL: tuple[Effect, ...] = (
     PackImage(),
     CreateNetworks(),
     CreateVolumes(),
+    OpenViews(),
     CreateContainer(),
     OpenLayer(),
     ArmTracking(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 from events.errors import PermanentError
-from events.schema import SourceDigested
-from hostd.effects.arrival import arrivals
+from events.schema import SourceDigested, TreeDigest
+from hostd.effects.arrival import Arrival, arrivals
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.manifests import fetched
 from hostd.manifest import read_manifest, tree_digest
@@ -15,6 +17,7 @@ from hostd.priority import in_background
 from hostd.verification import verify
 
 MAX_NAMED = 20
+FETCHED_AT_ONCE = 4
 
 
 class VerifyTrees(Effect):
@@ -28,14 +31,12 @@ class VerifyTrees(Effect):
         trees = {tree.destination: tree for tree in digested.trees}
         files = size_bytes = changed = 0
         digests = {}
-        for arrival in arrivals(context):
+        here = arrivals(context)
+        for arrival, manifest in zip(here, _manifests(context, here, trees), strict=True):
             destination = arrival.mount.destination
-            if destination not in trees:
-                raise PermanentError(f"the source published no digests of {destination}")
-            manifest = fetched(context, trees[destination].manifest)
-            digests[destination] = tree_digest(read_manifest(manifest))
             if arrival.union.layer and arrival.union.layer_root() is None:
                 context.log.warning("the container was removed by somebody, and its writable layer with it")
+                digests[destination] = tree_digest(read_manifest(manifest))
                 continue
             found = in_background(partial(verify, manifest, arrival.union, check=context.check_cancelled))
             if found.differences:
@@ -44,6 +45,7 @@ class VerifyTrees(Effect):
                     f"{destination} differs from the frozen source in {found.difference_count} places: {named}. "
                     "Both copies are kept; the container goes on with what it has"
                 )
+            digests[destination] = found.digest
             files += found.files
             size_bytes += found.size_bytes
             changed += found.changed
@@ -53,3 +55,11 @@ class VerifyTrees(Effect):
             "changed_by_container": changed,
             "digests": digests,
         }
+
+
+def _manifests(context: Context, here: list[Arrival], trees: dict[str, TreeDigest]) -> list[Path]:
+    """The source's lists of all trees; several are brought at once, as each takes a connection some time to begin."""
+    if missing := [a.mount.destination for a in here if a.mount.destination not in trees]:
+        raise PermanentError(f"the source published no digests of {', '.join(missing)}")
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+        return list(pool.map(lambda arrival: fetched(context, trees[arrival.mount.destination].manifest), here))

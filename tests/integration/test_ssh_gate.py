@@ -188,10 +188,13 @@ def test_the_transport_copies_a_tree_with_everything_that_belongs_to_it(place: P
         bwlimit_kib=5000,
     )
     assert (here / "file").read_text() == "newer"
+    place.transport.rsync_pull(  # asks first what is there, as it could delete something
+        place.sshd.peer, os.fsencode(place.tree), here, temp_dir=tmp_path / "incoming", expect_entries=1
+    )
     admitted = place.recorded("admitted")
-    assert [record["migration"] for record in admitted[-3:]] == [MIGRATION] * 3
+    assert [record["migration"] for record in admitted[-4:]] == [MIGRATION] * 4
     assert admitted[-1]["peer"] == "beta"
-    assert "--files-from=-" in admitted[-1]["asked"]
+    assert "--files-from=-" in admitted[-3]["asked"]
 
 
 def test_the_transport_fetches_the_files_that_the_agent_made_for_the_peer(place: Place, tmp_path: Path) -> None:

@@ -256,6 +256,17 @@ def test_an_empty_source_never_empties_the_target(place: Place) -> None:
     assert (place.target / "precious").read_text() == "data"
 
 
+def test_an_empty_source_is_noticed_also_where_nothing_has_arrived_yet(place: Place) -> None:
+    """D7, D22: a first round deletes nothing, but what it brings would be taken for all there is."""
+    with pytest.raises(PermanentError, match="has 0 entries where at least 1"):
+        place.transport.rsync_pull(
+            place.peer, str(place.source), place.target, temp_dir=place.incoming, expect_entries=1
+        )
+    (place.source / "there").touch()
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming, expect_entries=1)
+    assert (place.target / "there").exists()
+
+
 def test_contents_that_changed_behind_size_and_time_are_found_by_checksum_and_by_rereading(place: Place) -> None:
     """A18: the quick check alone would miss them, also against a basis of equal size and time."""
     for name in ("a", "b"):

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from hostd.federation import Union
-from hostd.manifest import Entry, walk, write_manifest
+from hostd.manifest import Entry, tree_digest, walk, write_manifest
 from hostd.placement import METACOPY, REDIRECT
 from hostd.verification import (
     Found,
@@ -84,6 +84,7 @@ def test_a_faithful_copy_has_no_difference(move: Move) -> None:
     move.mount()
     found = move.verify()
     assert (found.differences, found.changed, found.files) == ([], 0, 6)
+    assert found.digest == tree_digest(walk(move.source, digest=True))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ def test_what_the_container_changed_after_its_start_is_excused(move: Move) -> No
     found = move.verify()
     assert found.differences == []
     assert found.changed >= 5
+    assert found.digest == tree_digest(walk(move.source, digest=True)), "of the source, whatever has become of the copy"
 
 
 def test_a_renamed_directory_takes_its_unchanged_children_with_it(move: Move) -> None:

@@ -41,6 +41,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "check_target": ("source_prepared",),
     "provide_image": ("source_prepared",),
     "create_volumes": ("source_prepared",),
+    "open_views": ("source_prepared",),
     "create_container": ("source_prepared",),
     "open_layer": ("source_prepared",),
     "create_networks": ("source_prepared",),

@@ -129,12 +129,12 @@ def test_the_outcome_of_a_step_that_was_overtaken_cannot_be_drafted() -> None:
 
 
 def test_a_step_without_an_event_rests_until_its_cause_changes_or_it_is_poked() -> None:
-    turns = turns_at(target.PLAN, "beta", "sync_finished")
+    turns = turns_at(target.PLAN, "beta", "target_braced")
     asked, _ = drive(turns, failing("", TransientError("never")))
     assert asked[-1] == Rest()
     assert drive(turns, failing("", TransientError("never"))) == ([Read()], False)
     turns.rested = None
-    assert performed(drive(turns, failing("", TransientError("never")))[0]) == ["attach_remote"]
+    assert performed(drive(turns, failing("", TransientError("never")))[0]) == ["warm_container", "attach_remote"]
 
 
 def started_again(state: str) -> StartedAgainError:

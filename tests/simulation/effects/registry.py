@@ -48,6 +48,7 @@ from tests.simulation.effects.target_data import (
     mount_union,
     open_layer,
     open_layer_undo,
+    open_views,
     pull_round,
     unmount_undo,
     verify_trees,
@@ -68,7 +69,7 @@ from tests.simulation.effects.target_setup import (
 RUN: dict[str, Callable[[Ctx], Performance]] = {
     verb.__name__: verb
     for verb in (
-        describe_container, track_changes, measure_mounts, fetch_spec, check_target, provide_image, create_volumes,
+        describe_container, track_changes, measure_mounts, fetch_spec, check_target, provide_image, create_volumes, open_views,
         create_container, open_layer, create_networks, pack_image, arm_tracking, pull_round, attach_remote, warm_container, vouch_for_tracking, disarm_restart, stop_container,
         publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees, digest_arrived,
         verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,

@@ -1,0 +1,53 @@
+"""The views of a migration's source trees, being opened beside whatever else there is to do before the stop.
+
+A view takes a second, most of it key exchanges of SSH, and nothing but the stop needs it: so it is begun as soon as there is
+a place for it, and waited for right before the stop (``hostd/effects/open_views.py``, ``attach_remote.py``).
+
+It must never outlive its migration's part on this host: ``call_off`` waits until nothing is being mounted any more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from events.errors import CancelledError, CargoError
+
+LOOK_AGAIN_SECONDS = 0.05
+
+
+class Opening:
+    """One migration's views, on their way. It ends with the process; what is mounted stays, and is found again."""
+
+    def __init__(self, migration: str, attach: Callable[[threading.Event], None]) -> None:
+        """``attach`` mounts them all, harmlessly repeated; it ends soon once its event is set. Begins at once."""
+        self._attach = attach
+        self._called_off = threading.Event()
+        self.failure: CargoError | None = None
+        """Why it ended early; known once it has ended."""
+        self._thread = threading.Thread(target=self._run, name=f"open:{migration}", daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end, good or bad."""
+        return not self._thread.is_alive()
+
+    def wait(self, check: Callable[[], None]) -> None:
+        """Until it has ended. ``check`` is called often and may raise."""
+        while not self.ended:
+            check()
+            self._thread.join(LOOK_AGAIN_SECONDS)
+
+    def call_off(self) -> None:
+        """End it, and wait until it does nothing any more."""
+        self._called_off.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._attach(self._called_off)
+        except CancelledError:
+            pass
+        except CargoError as error:
+            self.failure = error
