@@ -38,6 +38,8 @@ from events.schema import (
 )
 
 ENDS_AFTER_COMPLETED = frozenset({"finalised", "rolled_back"})
+FORMER_STEPS: Mapping[str, frozenset[str]] = {"source": frozenset(), "target": frozenset({"synced"})}
+"""By role, states in which agents of earlier versions had a step, of whose failure a history may tell."""
 
 
 def audit(recorded: Recording) -> list[Finding]:
@@ -258,7 +260,8 @@ def _walk_agents(events: list[Event]) -> Iterator[Finding]:
 
 
 def _answer(walk: AgentWalk, event: Event) -> Iterator[Finding]:
-    aside = event.type in AGENTS[walk.role].table.ignored and walk.step is not None  # a failure, a report on the way
+    busy = walk.step is not None or walk.state in FORMER_STEPS[walk.role]
+    aside = event.type in AGENTS[walk.role].table.ignored and busy  # a failure, a report on the way
     if not aside and event.type not in walk.outcomes:
         yield Finding(
             event.seq, "pairing", f"nobody asked the {walk.role} for {event.type}: its machine was {walk.state!r}"

@@ -135,8 +135,7 @@ def unsupported(entries: Iterable[Entry]) -> Iterator[str]:
         if entry.kind == "c" and entry.rdev == 0:
             yield f"{escape(entry.path)} is a character device 0:0, which overlayfs takes for a deletion"
         for name, _ in entry.xattrs:
-            carries = f"{escape(entry.path)} carries {escape(name)}"
             if name.startswith(b"trusted.overlay."):
-                yield f"{carries}: it belongs to an overlay file system of its own"
+                yield f"{escape(entry.path)} carries {escape(name)}: it belongs to an overlay file system of its own"
             elif not name.startswith(_CARRIED_XATTRS):
-                yield f"{carries}, which only this kind of file system can hold"
+                yield f"{escape(entry.path)} carries {escape(name)}, which only this kind of file system can hold"

@@ -28,6 +28,7 @@ import hashlib
 import os
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -210,17 +211,26 @@ class Union:
                     self._local.prepare()
                 self._mark_opaque()
 
-    def attach_remote(self, transport: Transport, peer: Peer, tree: bytes | str, export: Export | None = None) -> None:
+    def attach_remote(
+        self,
+        transport: Transport,
+        peer: Peer,
+        tree: bytes | str,
+        export: Export | None = None,
+        *,
+        cancelled: threading.Event | None = None,
+    ) -> None:
         """Show the source's tree below the stage, and start what will serve the lower layer.
 
         By sshfs, or by NFS if the source has an ``export`` of it.
 
         May run before the source stops: nothing of it is remembered. A view that died is replaced, also under
-        the running union, whose readers wait meanwhile. Raises TransientError when the source cannot be reached.
+        the running union, whose readers wait meanwhile. Raises TransientError when the source cannot be reached,
+        CancelledError once ``cancelled`` is set.
         """
         if not self.federable:
             raise PermanentError(f"{self.place} gets no union, so there is nothing to attach a remote view to")
-        transport.mount_remote(peer, tree, self.remote, export)
+        transport.mount_remote(peer, tree, self.remote, export, cancelled=cancelled)
         if not mounts.is_mounted(self.stage / "merged") and not self._lower.serves():
             self._lower.end()
             self._lower.start()

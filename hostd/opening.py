@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from events.errors import CancelledError, CargoError
+from events.errors import CancelledError
 
 LOOK_AGAIN_SECONDS = 0.05
 
@@ -20,10 +20,10 @@ class Opening:
     """One migration's views, on their way. It ends with the process; what is mounted stays, and is found again."""
 
     def __init__(self, migration: str, attach: Callable[[threading.Event], None]) -> None:
-        """``attach`` mounts them all, harmlessly repeated; it ends soon once its event is set. Begins at once."""
+        """``attach`` mounts them all, harmlessly repeated, and looks at its event between what it does. Begins at once."""
         self._attach = attach
         self._called_off = threading.Event()
-        self.failure: CargoError | None = None
+        self.failure: Exception | None = None
         """Why it ended early; known once it has ended."""
         self._thread = threading.Thread(target=self._run, name=f"open:{migration}", daemon=True)
         self._thread.start()
@@ -39,15 +39,18 @@ class Opening:
             check()
             self._thread.join(LOOK_AGAIN_SECONDS)
 
-    def call_off(self) -> None:
-        """End it, and wait until it does nothing any more."""
+    def call_off(self, timeout_seconds: float | None = None) -> None:
+        """End it, and wait until it does nothing any more, or so long.
+
+        A peer that does not answer takes it half a minute to give up at worst (``hostd/transport.py``).
+        """
         self._called_off.set()
-        self._thread.join()
+        self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
         try:
             self._attach(self._called_off)
         except CancelledError:
             pass
-        except CargoError as error:
+        except Exception as error:
             self.failure = error

@@ -244,10 +244,15 @@ class Service:
         with self._lock:
             runners = list(self._runners.values())
         deadline = time.monotonic() + STOP_SECONDS
+        openings = list(self._bench.openings.values())
+        for opening in openings:
+            opening.call_off(0)
         for runner in runners:
             runner.close(0)
         for runner in runners:
             runner.close(max(0.1, deadline - time.monotonic()))
+        for opening in [*openings, *self._bench.openings.values()]:
+            opening.call_off(max(0.1, deadline - time.monotonic()))
         for warm in list(self._bench.warm.values()):
             with contextlib.suppress(CargoError):
                 warm.cool()  # nobody else could open its gate; the next life starts it cold

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from events.errors import PermanentError, TransientError
+from events.errors import CancelledError, PermanentError, TransientError
 from events.schema import FileRef
 from hostd import mounts, nfs_client
 from hostd.entry import LAYER_MARKS
@@ -112,18 +112,20 @@ class Transport:
 
     # --- connections ---------------------------------------------------------------------------
 
-    def check(self, peer: Peer) -> None:
+    def check(self, peer: Peer, *, cancelled: threading.Event | None = None) -> None:
         """Make sure a live master connection to the peer exists.
 
-        Raises HostKeyError, AuthenticationError (both permanent) or TransientError when it cannot be reached.
+        Raises HostKeyError, AuthenticationError (both permanent), TransientError when it cannot be reached, or
+        CancelledError once ``cancelled`` is set.
         """
         with self._lock:
             peer_lock = self._peer_locks.setdefault(self._key(peer), threading.Lock())
         with peer_lock:
+            _still_wanted(cancelled)
             self._configure(peer)
             if self._master_answers(peer):
                 return
-            self._open_master(peer)
+            self._open_master(peer, cancelled)
 
     def close(self) -> None:
         """End every master connection, also those that an earlier life of this agent left, and wait for them."""
@@ -199,7 +201,7 @@ class Transport:
         done = run(["ssh", "-F", str(config), "-O", "check", "--", peer.alias], timeout_seconds=5)
         return done is not None and done.returncode == 0
 
-    def _open_master(self, peer: Peer) -> None:
+    def _open_master(self, peer: Peer, cancelled: threading.Event | None) -> None:
         key, control = self._key(peer), self._control_path(peer)
         with self._lock:
             dead = self._masters.pop(key, None)
@@ -221,12 +223,14 @@ class Transport:
             self._masters[key] = _Master(process, log)
         deadline = time.monotonic() + MASTER_TIMEOUT_SECONDS
         while not self._master_answers(peer):
-            if process.poll() is not None or time.monotonic() > deadline:
+            unwanted = cancelled is not None and cancelled.is_set()
+            if unwanted or process.poll() is not None or time.monotonic() > deadline:
                 stop(process)
                 with self._lock:
                     self._masters.pop(key, None)
                 words = log.read_text(errors="replace")[-MAX_STDERR_BYTES:]
                 log.unlink(missing_ok=True)
+                _still_wanted(cancelled)
                 raise ssh_error(peer, words)
             time.sleep(0.01)
 
@@ -367,8 +371,11 @@ class Transport:
                 on_progress=on_progress,
                 cancelled=cancelled,
             )
-        if fresh:  # nothing could be deleted, so it needs no question of its own
-            _require_entries(peer, raw, len(os.listdir(destination)), expect_entries)
+        if fresh and expect_entries > 0:  # nothing could be deleted, so mostly it needs no question of its own
+            entries = len(os.listdir(destination))
+            if entries < expect_entries and result.vanished:  # what was there has gone since
+                entries = self._entries(peer, raw, timeout_seconds, cancelled)
+            _require_entries(peer, raw, entries, expect_entries)
         if fsync:
             sync_filesystem(destination)
         return result
@@ -424,7 +431,15 @@ class Transport:
 
     # --- the remote view -----------------------------------------------------------------------
 
-    def mount_remote(self, peer: Peer, tree: bytes | str, mountpoint: Path, export: Export | None = None) -> None:
+    def mount_remote(
+        self,
+        peer: Peer,
+        tree: bytes | str,
+        mountpoint: Path,
+        export: Export | None = None,
+        *,
+        cancelled: threading.Event | None = None,
+    ) -> None:
         """Show the peer's tree at ``mountpoint``, read-only, through sshfs. A dead earlier mount is replaced.
 
         With ``export``, by NFS (``hostd/nfs_client.py``); all that follows holds for it too.
@@ -436,6 +451,9 @@ class Transport:
         host read its own files.
 
         A read that is under way when the connection breaks gets EIO; the next one connects again.
+
+        Raises TransientError, PermanentError, and CancelledError once ``cancelled`` is set, which is looked at between
+        the steps of this; then it may be mounted or not.
         """
         raw = os.fsencode(tree)
         if not raw.startswith(b"/") or b"\0" in raw:
@@ -443,12 +461,16 @@ class Transport:
         with self._lock:
             mount_lock = self._peer_locks.setdefault(f"mount {mountpoint}", threading.Lock())
         with mount_lock:  # the fill and the supervision may both find it dead
-            self._mount_remote(peer, raw, mountpoint, export)
+            self._mount_remote(peer, raw, mountpoint, export, cancelled)
 
-    def _mount_remote(self, peer: Peer, raw: bytes, mountpoint: Path, export: Export | None) -> None:
+    def _mount_remote(
+        self, peer: Peer, raw: bytes, mountpoint: Path, export: Export | None, cancelled: threading.Event | None
+    ) -> None:
         if self.probe(mountpoint):
             return
-        self.check(peer)  # also tells a changed key from an unreachable host, in words sshfs does not have
+        self.check(
+            peer, cancelled=cancelled
+        )  # also tells a changed key from an unreachable host, in words sshfs does not have
         self.unmount_remote(mountpoint, dead=True)
         if export is not None:
             mount_export(export, mountpoint)
@@ -478,6 +500,7 @@ class Transport:
         # It may open one more connection for this question: to end it before that can be there would be to begin for ever.
         if not self.probe(mountpoint, timeout_seconds=MASTER_TIMEOUT_SECONDS):
             raise TransientError(f"sshfs to {peer.host} is mounted, but does not answer")
+        _still_wanted(cancelled)
         _open_connections(mountpoint)
 
     @staticmethod
@@ -531,6 +554,11 @@ def _listing(directory: Path, paths: Iterable[bytes]) -> Iterator[str]:
             file.write(b"./" + path + b"\0")
         file.flush()
         yield file.name
+
+
+def _still_wanted(cancelled: threading.Event | None) -> None:
+    if cancelled is not None and cancelled.is_set():
+        raise CancelledError("the view of the source was not wanted any more")
 
 
 def _require_entries(peer: Peer, tree: bytes, entries: int, wanted: int) -> None:

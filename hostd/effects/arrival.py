@@ -52,9 +52,13 @@ class Arrival:
     number: int
 
     def attach_remote(self, context: Context) -> None:
-        """Show the source's tree, by the transport that the source has prepared. Raises TransientError."""
+        """Show the source's tree, by the transport that the source has prepared. Raises TransientError, CancelledError."""
         self.union.attach_remote(
-            context.bench.transport, peer_of_source(context), self.mount.tree, export_of(context, self.number)
+            context.bench.transport,
+            peer_of_source(context),
+            self.mount.tree,
+            export_of(context, self.number),
+            cancelled=context.cancelled,
         )
 
 

@@ -26,8 +26,10 @@ class AttachRemote(Effect):
         if opening is not None:
             opening.wait(context.check_cancelled)
             context.bench.openings.pop(context.migration, None)
-            if opening.failure is not None:
-                context.log.warning("the view of the source could not be opened yet", reason=str(opening.failure))
+            if (failure := opening.failure) is not None:
+                context.log.warning(
+                    "the view of the source could not be opened yet", reason=str(failure) or repr(failure)
+                )
         if not _just_done(context) or not all(arrival.union.state().remote for arrival in _federable(context)):
             attach_all(context)
         return None

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from events.schema import FileRef
 from hostd import mounts
 from hostd.manifest import compare, walk
 from hostd.resumption import Resumption
-from hostd.transport import AuthenticationError, HostKeyError, Peer, Progress, Transport
+from hostd.transport import AuthenticationError, HostKeyError, Peer, Progress, RsyncResult, Transport
 from tests.support.sshd import Sshd
 
 pytestmark = pytest.mark.root
@@ -265,6 +266,42 @@ def test_an_empty_source_is_noticed_also_where_nothing_has_arrived_yet(place: Pl
     (place.source / "there").touch()
     place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming, expect_entries=1)
     assert (place.target / "there").exists()
+
+
+def test_a_source_of_which_everything_vanished_while_it_was_copied_is_asked_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D2: short-lived files are no sign of a source that is not mounted."""
+    (place.source / "another").touch()
+    vanished = RsyncResult(0, 0, 0, 0, 0.0, vanished=True)
+    monkeypatch.setattr(place.transport, "_perform", lambda *_words, **_options: vanished)
+    pull: dict[str, Any] = {"temp_dir": place.incoming, "live": True, "expect_entries": 1}
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, **pull)
+    (place.source / "another").unlink()
+    with pytest.raises(PermanentError, match="has 0 entries"):
+        place.transport.rsync_pull(place.peer, str(place.source), place.target, **pull)
+
+
+def test_a_view_that_is_not_wanted_any_more_is_not_waited_for(place: Place) -> None:
+    """A source that does not answer holds up no abort."""
+    view = place.directory / "view"
+    view.mkdir()
+    place.sshd.freeze()
+    cancelled, errors = threading.Event(), []
+
+    def mount() -> None:
+        try:
+            place.transport.mount_remote(place.peer, str(place.source), view, cancelled=cancelled)
+        except CancelledError as error:
+            errors.append(error)
+
+    mounting = threading.Thread(target=mount, daemon=True)
+    mounting.start()
+    wait_for(lambda: bool(place.ssh_processes()))
+    cancelled.set()
+    mounting.join(DEADLINE_SECONDS)
+    assert errors and not mounts.is_mounted(view)
+    wait_for(lambda: not place.ssh_processes())
 
 
 def test_contents_that_changed_behind_size_and_time_are_found_by_checksum_and_by_rereading(place: Place) -> None:

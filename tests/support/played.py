@@ -125,6 +125,11 @@ class Player:
         self._append(Row(data, host, plan.decide(self._views[host], host).cause))
         return self
 
+    def tell(self, host: str, data: Data) -> Player:
+        """``host`` says something of what the newest event has led it to."""
+        self._append(Row(data, host, self.state.seq))
+        return self
+
     def run(self, until: str = "", *, silent: str = "") -> Player:
         """Let everybody act until nobody has anything to do, or an event of type ``until`` has been appended.
 

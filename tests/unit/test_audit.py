@@ -20,6 +20,13 @@ from tests.support.histories import COORDINATOR, SAMPLES, SOURCE, TARGET
 from tests.support.played import Player, Row, chained, rebuilt, recorded
 
 Rows = list[Row]
+
+
+def failed_to_brace() -> schema.StepFailed:
+    """As targets told it between two rounds, when they still opened their views there."""
+    return schema.StepFailed(step="brace", reason="the source is away", retrying=True, attempt=1, advice="wait")
+
+
 LEGAL: dict[str, Callable[[], Player]] = {
     "completed": played.completed,
     "aborted": played.aborted,
@@ -36,6 +43,9 @@ LEGAL: dict[str, Callable[[], Player]] = {
         Player().run("target_started").fail(TARGET, "no room").control("retry").run("completed")
     ),
     "failing for good": lambda: Player().run("source_prepared").fail(TARGET, "no", retrying=False).run("aborted"),
+    "failing in a step that only earlier versions have": lambda: (
+        Player().run("sync_finished").tell(TARGET, failed_to_brace()).run("completed")
+    ),
     "healthy": lambda: Player().run("target_started").report(TARGET, SAMPLES["health_reported"]).run("completed"),
     "image brought": lambda: (
         Player()

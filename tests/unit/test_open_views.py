@@ -31,6 +31,7 @@ class Sight:
     def __init__(self) -> None:
         self.may_open = threading.Event()
         self.begun = threading.Event()
+        self.calls = 0
         self.failures = 0
         self.opened = 0
         self.union = SimpleNamespace(
@@ -38,6 +39,7 @@ class Sight:
         )
 
     def attach_remote(self, context: Context) -> None:
+        self.calls += 1
         self.begun.set()
         while not self.may_open.wait(0.001):
             context.check_cancelled()
@@ -90,7 +92,8 @@ def test_the_step_goes_on_while_a_view_is_being_opened_and_the_stop_waits_for_it
     braced = beside(at("brace_ordered"), preparing)
     waiting = threading.Thread(target=AttachRemote().run, args=(braced,), daemon=True)
     waiting.start()
-    assert waiting.is_alive()
+    waiting.join(0.2)
+    assert waiting.is_alive() and sight.calls == 1, "it waits, and opens nothing itself meanwhile"
     sight.may_open.set()
     waiting.join(10)
     assert not waiting.is_alive() and sight.opened
@@ -133,7 +136,9 @@ def test_an_abort_waits_until_nothing_is_being_mounted_any_more(sight: Sight) ->
     opening = preparing.bench.openings["web-7"]
     assert sight.begun.wait(10)
     cleaning = beside(at("source_prepared"), preparing)
-    assert target.PLAN.steps["cleaning"].effects[0] == OpenViews.name, "before anything is unmounted"
+    for state in ("cleaning", "clearing", "clearing_late"):
+        effects = target.PLAN.steps[state].effects
+        assert effects.index(OpenViews.name) < min(map(effects.index, ("mount_union", "attach_remote"))), state
     OpenViews().undo(cleaning)
     assert opening.ended and not sight.opened
     assert not cleaning.bench.openings
@@ -166,6 +171,15 @@ def test_an_order_that_needs_no_view_ends_the_opening_of_one(sight: Sight) -> No
     opening = preparing.bench.openings["web-7"]
     AttachRemote().run(beside(at("brace_ordered", "precopy"), preparing))
     assert opening.ended and not sight.opened and not preparing.bench.openings
+
+
+def test_whatever_goes_wrong_beside_is_told_to_whoever_waits() -> None:
+    def attach(_called_off: threading.Event) -> None:
+        raise OSError("no room for a configuration")
+
+    opening = Opening("web-7", attach)
+    opening.wait(lambda: None)
+    assert isinstance(opening.failure, OSError)
 
 
 def test_an_opening_that_was_called_off_is_no_failure() -> None:

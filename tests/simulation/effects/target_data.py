@@ -113,7 +113,7 @@ def bring_layer(ctx: Ctx, names: list[str]) -> Generator[None, None, int]:
 def open_views(ctx: Ctx) -> Performance:
     """The product's thread: here it is as quick as it can be, or, where the source cannot be reached, comes to nothing."""
     yield
-    with contextlib.suppress(TransientError):
+    with contextlib.suppress(TransientError, PermanentError):
         yield from attach_remote(ctx)
     return None
 
