@@ -468,9 +468,8 @@ class Transport:
     ) -> None:
         if self.probe(mountpoint):
             return
-        self.check(
-            peer, cancelled=cancelled
-        )  # also tells a changed key from an unreachable host, in words sshfs does not have
+        # Also tells a changed key from an unreachable host, in words sshfs does not have.
+        self.check(peer, cancelled=cancelled)
         self.unmount_remote(mountpoint, dead=True)
         if export is not None:
             mount_export(export, mountpoint)

@@ -39,7 +39,7 @@ MAX_TOLD = 20
 class QuietTransport(Transport):
     """Nothing is asked of the source's sshd, which is not there."""
 
-    def check(self, peer: Peer) -> None:
+    def check(self, peer: Peer, *, cancelled: threading.Event | None = None) -> None:
         return
 
 

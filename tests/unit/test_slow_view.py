@@ -30,7 +30,7 @@ def test_a_new_view_is_given_as_long_as_its_connections_take(monkeypatch: pytest
     monkeypatch.setattr(
         transport.mounts, "mount_at", lambda _point: SimpleNamespace(kind="fuse.sshfs") if made else None
     )
-    monkeypatch.setattr(Transport, "check", lambda _self, _peer: None)
+    monkeypatch.setattr(Transport, "check", lambda _self, _peer, **_options: None)
     monkeypatch.setattr(Transport, "unmount_remote", lambda *_a, **_k: None)
     monkeypatch.setattr(Transport, "_config_path", lambda *_a, **_k: tmp_path / "config")
     peer = SimpleNamespace(alias="cargo-alpha", host="alpha")
