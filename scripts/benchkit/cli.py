@@ -93,7 +93,7 @@ def measure(cases: list[Case], options: argparse.Namespace, console: Console) ->
     try:
         for case in cases:
             console.print(f"[bold]{case.title}[/bold] ({case.name})")
-            facts = page.machine()
+            facts, ticks = page.machine(), page.processor_times()
             began = time.monotonic()
             run.setting.give_up_at = began + LATITUDE * (case.full_seconds if scale == "full" else case.quick_seconds)
             try:
@@ -102,6 +102,7 @@ def measure(cases: list[Case], options: argparse.Namespace, console: Console) ->
                 failed += 1
                 console.print(f"  could not be measured: {error}", style="red", markup=False)
                 continue
+            facts["taken_by_others"] = page.taken_by_others(ticks, page.processor_times())
             done[case.name] = page.recorded(case, scale, time.monotonic() - began, result, facts)
             for table in case.tables(result):
                 show(console, table)

@@ -47,6 +47,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def processor_times() -> tuple[int, int]:
+    """Clock ticks of all processors since the boot: in all, and those that a hypervisor gave to other guests meanwhile."""
+    ticks = [int(word) for word in _text("/proc/stat").partition("\n")[0].split()[1:9]]
+    return sum(ticks), ticks[7]
+
+
+def taken_by_others(before: tuple[int, int], after: tuple[int, int]) -> float:
+    """The part of the processors' time that other guests had in between, 0 to 1."""
+    return (after[1] - before[1]) / max(1, after[0] - before[0])
+
+
 def revision() -> str:
     """The product's commit, ``+`` when there were changes; empty outside of a checkout."""
     here = Path(__file__).parent
@@ -116,10 +127,14 @@ def page(cases: list[Case], figures: dict[str, Any]) -> str:
             continue
         facts = kept["machine"]
         scale = "" if kept["scale"] == "full" else f" with `--{kept['scale']}`, so with small data sets and few turns"
+        taken = facts.get("taken_by_others", 0.0)
+        guests = (
+            f"; other guests of the machine had {taken:.0%} of the processors' time meanwhile" if taken >= 0.01 else ""
+        )
         parts.append(
             f"Recorded {kept['recorded_at'][:10]} at {kept['revision']}{scale}, in {kept['took_seconds']:.0f} s: {facts['cores']} cores "
             f"and {facts['memory_gib']} GiB, Linux {facts['kernel']}, load {facts['load_at_start']:.1f} "
-            "when it began.\n"
+            f"when it began{guests}.\n"
         )
         parts += [markdown(table) + "\n" for table in case.tables(kept["result"])]
         parts += [f"![{name}]({PLOTS}/{name})\n" for name in case.plots(kept["result"])]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchkit import budgets, link, peers, service
+from benchkit import budgets, link, page, peers, service
 from benchkit.checkpoint import reason
 from labkit.postgresql import columns
 
@@ -149,3 +149,10 @@ def test_the_reason_is_the_line_that_speaks_of_an_error_and_fits_into_a_cell(sai
 def test_a_row_of_postgresql_has_its_values_in_order_and_absent_ones_empty() -> None:
     body = b"\0\3" + b"\0\0\0\2" + b"42" + b"\xff\xff\xff\xff" + b"\0\0\0\1" + b"x"
     assert columns(body) == ["42", "", "x"]
+
+
+def test_what_other_guests_took_of_the_processors_stands_beside_the_figures() -> None:
+    assert page.taken_by_others((1000, 100), (3000, 260)) == pytest.approx(0.08)
+    assert page.taken_by_others((1000, 100), (1000, 100)) == 0.0
+    total, taken = page.processor_times()
+    assert 0 <= taken <= total
