@@ -17,12 +17,10 @@ class AttachRemote(Effect):
     name: ClassVar[str] = "attach_remote"
 
     def run(self, context: Context) -> Outcome:
-        opening = context.bench.openings.get(context.migration)
         if context.view.strategy in WITHOUT_UNION:
-            if opening is not None:  # the order has chosen another strategy than the request left open
-                opening.call_off()
-                context.bench.openings.pop(context.migration, None)
+            call_off_opening(context)  # the order has chosen another strategy than the request left open
             return None
+        opening = context.bench.openings.get(context.migration)
         if opening is not None:
             opening.wait(context.check_cancelled)
             context.bench.openings.pop(context.migration, None)
@@ -40,6 +38,13 @@ class AttachRemote(Effect):
             for arrival in existing_arrivals(context):
                 arrival.union.unmount_all()
         return None
+
+
+def call_off_opening(context: Context) -> None:
+    """End what ``open_views`` has begun: afterwards nothing is being mounted any more. Harmless when it has ended."""
+    opening = context.bench.openings.pop(context.migration, None)
+    if opening is not None:
+        opening.call_off()
 
 
 def attach_all(context: Context) -> None:

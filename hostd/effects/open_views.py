@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from typing import ClassVar
 
-from hostd.effects.attach_remote import WITHOUT_UNION, attach_all
+from hostd.effects.attach_remote import WITHOUT_UNION, attach_all, call_off_opening
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.opening import Opening
 
@@ -30,7 +30,5 @@ class OpenViews(Effect):
 
     def undo(self, context: Context) -> Outcome:
         """Nothing is mounted any more after this, so that what is can be unmounted."""
-        opening = context.bench.openings.pop(context.migration, None)
-        if opening is not None:
-            opening.call_off()
+        call_off_opening(context)
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -59,9 +58,7 @@ def sight(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sight]:
 
 def at(last: str, strategy: Strategy = "hybrid") -> Context:
     """The target after the first event of that type."""
-    bench = SimpleNamespace(
-        openings={}, boot="a-life", settings=SimpleNamespace(name="beta", state_dir=Path("/nowhere")), trackers={}
-    )
+    bench = SimpleNamespace(openings={}, boot="a-life", settings=SimpleNamespace(name="beta"))
     history = History()
     requested = cast(Requested, SAMPLES["requested"])
     history.add(
