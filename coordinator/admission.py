@@ -99,7 +99,12 @@ def examine(migration: str, raw: bytes, world: World) -> Data:
             request_key=_shown(migration, 200),
             request_text=_shown(raw[:4000].decode("utf-8", "backslashreplace"), MAX_SHOWN_CHARACTERS),
         )
-    return Requested(request=request, container_id=container_id, target_address=world.hosts[request.target].address)
+    return Requested(
+        request=request,
+        container_id=container_id,
+        target_address=world.hosts[request.target].address,
+        source_address=world.hosts[request.source].address,
+    )
 
 
 def _within_an_event(reasons: list[str]) -> tuple[str, ...]:

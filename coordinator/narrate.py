@@ -76,6 +76,7 @@ def _ended(data: schema.SourceStopped | schema.SourceDigested) -> str:
 
 
 _STEPS: dict[str, str] = {
+    "connect": "connects to the source",
     "prepare": "gets ready",
     "pack": "packs the layers of the image that the target lacks",
     "arm": "begins to note what changes from now on",

@@ -196,6 +196,7 @@ TARGET = AgentMachine(
         ),
     ),
     {
+        "waiting": AgentStep("connect", ("connect_source",), reports=False, undo=False),
         "preparing": AgentStep("prepare", ("fetch_spec", "check_target", "provide_image", "create_networks", "create_volumes", "open_views", "create_container", "open_layer"), reports=True, undo=False),
         "syncing": AgentStep("sync", ("pull_round",), reports=True, undo=False),
         "readying": AgentStep("get_ready", ("warm_container", "attach_remote"), reports=True, undo=False),

@@ -61,7 +61,7 @@ class Request(Data, frozen=True, kw_only=True):
     """Limit of the background transfers in KiB/s; 0 means none."""
     downtime_budget_seconds: float = 0.0
     """A remainder that is expected to arrive within this time is brought inside the stop window, so that no union
-    is needed; 0 federates any remainder."""
+    is needed; 0 federates whatever the open view of the source does not give at once."""
     stop_timeout_seconds: int | None = None
     """Grace before the container is killed; None takes the container's own, or Docker's 10 s."""
     on_release: Literal["keep", "remove"] = "keep"
@@ -161,6 +161,8 @@ class Requested(Data, frozen=True, kw_only=True):
     logic: int = 1
     target_address: str = ""
     """As the target was registered: the only one that may look at exported trees."""
+    source_address: str = ""
+    """As the source was registered: where the target connects to, while the source still prepares."""
 
 
 class Rejected(Data, frozen=True, kw_only=True):

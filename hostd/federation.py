@@ -31,6 +31,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ from hostd.local_reads import LocalReads
 from hostd.lower_process import LowerProcess
 from hostd.nfs_client import Export
 from hostd.own_file import read_own
-from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, Placeholder
+from hostd.placement import METACOPY, OPAQUE, REDIRECT, Applied, Giver, Placeholder
 from hostd.rootfs import require_unused
 from hostd.settings import PATIENCE_SECONDS
 from hostd.transport import Peer, Transport, sync_filesystem
@@ -230,14 +231,21 @@ class Union:
         """
         if not self.federable:
             raise PermanentError(f"{self.place} gets no union, so there is nothing to attach a remote view to")
-        transport.mount_remote(peer, tree, self.remote, export, cancelled=cancelled)
+        with ThreadPoolExecutor(1) as beside:  # either takes some tenths of a second, and needs nothing of the other
+            started = beside.submit(self._start_lower)
+            transport.mount_remote(peer, tree, self.remote, export, cancelled=cancelled)
+            started.result()
+        self._lower.keep()
+
+    def _start_lower(self) -> None:
         if not mounts.is_mounted(self.stage / "merged") and not self._lower.serves():
             self._lower.end()
             self._lower.start()
-        self._lower.keep()
 
-    def apply(self, entries: Iterable[Entry], *, everything: bool = False) -> Applied:
+    def apply(self, entries: Iterable[Entry], *, everything: bool = False, contents: Giver | None = None) -> Applied:
         """Apply the dirty manifest to ``upper_tree`` (``placement.apply``), durably; harmless when repeated.
+
+        ``contents`` may give what then needs no placeholder.
 
         Placeholders of an earlier application stay, unless this one concerns them: ``postcopy`` lays all of them
         before the stop. Raises PermanentError while the union is mounted: then the tree belongs to the container.
@@ -247,7 +255,13 @@ class Union:
         described = not earlier or self._local.vouched(self._placeholders_file)
         self._require_unmounted("the dirty manifest cannot be applied", lower_too=False)
         applied = placement.apply(
-            self.upper_tree, self.basis, entries, everything=everything, spare=self.stage / "spare", layer=self.layer
+            self.upper_tree,
+            self.basis,
+            entries,
+            everything=everything,
+            spare=self.stage / "spare",
+            layer=self.layer,
+            contents=contents,
         )
         holders = [*self._untouched(earlier, applied, entries), *applied.placeholders]
         records = [_Record(p.path, p.size, p.handle_type, p.handle) for p in holders]
@@ -485,19 +499,30 @@ class Union:
         """Everything is here: swap the tree into its place without any union. Harmless when repeated.
 
         ``untouched``: no container has had it. Then, where it never had a placeholder, it is plain already, and is not looked
-        through: that would make an outage as long as there are files. Raises PermanentError when contents of files are
-        still elsewhere.
+        through: that would make an outage as long as there are files, and what has been opened to read the source through
+        stays for ``put_away``. Raises PermanentError when contents of files are still elsewhere.
         """
         never_united = untouched and not self.layer and not self.single_file and not self._placeholders()
         if never_united and not self._fold_journal.exists() and self.upper_tree.exists():
-            self._require_unmounted("it cannot take its place")
+            self._require_unmounted("it cannot take its place", lower_too=False)
             with contextlib.suppress(OSError):  # not there any more, when this is repeated
                 os.removexattr(self.upper_tree, OPAQUE, follow_symlinks=False)
             swap_into_place(self.upper_tree, self.place, self._swap_journal)
             return
         if not swapped(self.place, self._swap_journal) and self.fill_list():
             raise PermanentError(f"files of {self.place} have their contents on the source: it needs the union")
+        if self.federable:
+            self.unmount_all()
         self.fold()
+
+    def put_away(self) -> None:
+        """Take down what a tree that has taken its place as a plain one does not need. Harmless when repeated.
+
+        Raises TransientError.
+        """
+        state = self.state()
+        if self.federable and state.settled and (state.remote or state.lower):
+            self.unmount_all()
 
     def remove(self, *, abandon: bool = False, place_too: bool = False) -> None:
         """Delete the stage. Refused while anything is mounted below it, or while it holds the only data.

@@ -78,6 +78,14 @@ class Remote:
         self._give_back(path, opened, broken=False)
         return data
 
+    def read_once(self, path: bytes, size: int) -> bytes:
+        """All of a file, which is not kept open. Raises as ``read``."""
+        descriptor = self._open(path, size)
+        try:
+            return _read_exactly(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
     def idle(self, arrived: Callable[[bytes, int], bool]) -> list[int]:
         """Descriptors that nobody needs any more. From now on they are the caller's, to close."""
         now = time.monotonic()

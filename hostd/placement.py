@@ -24,7 +24,7 @@ import errno
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,9 +44,14 @@ MAX_REDIRECT_BYTES = 2048
 """A redirect shares one 4 KiB block with the file's other xattrs on ext4."""
 MAX_HANDLE_BYTES = 128
 """MAX_HANDLE_SZ of name_to_handle_at(2)."""
+_BLOCK_BYTES = 4096
+_ZEROS = memoryview(bytes(_BLOCK_BYTES))
 _TYPES = {"d": stat.S_IFDIR, "f": stat.S_IFREG, "l": stat.S_IFLNK}
 _TYPES |= {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO, "s": stat.S_IFSOCK}
 _libc = ctypes.CDLL(None, use_errno=True)
+
+Giver = Callable[[list[tuple[bytes, int]]], Mapping[bytes, bytes]]
+"""Gives the contents of files, by path and size, that it has; the others not."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Applied:
 
     placeholders: list[Placeholder] = field(default_factory=list)
     stale_bytes: int = 0
+    written: int = 0
+    """Files whose contents were given."""
     removed: int = 0
     entries: int = 0
 
@@ -93,10 +100,11 @@ def apply(
     everything: bool = False,
     spare: Path | None = None,
     layer: bool = False,
+    contents: Giver | None = None,
 ) -> Applied:
     """Make ``upper_tree`` equal to the source as the manifest describes it, contents of stale files excepted.
 
-    ``basis`` receives the old version of each stale file, at the same relative path. ``everything`` says that
+    ``contents`` is asked once, for all that a placeholder would stand for, and what it gives is written instead. ``basis`` receives the old version of each stale file, at the same relative path. ``everything`` says that
     the manifest lists the whole tree, so whatever it does not list is removed. ``spare`` is a directory for
     things in the making, on the same file system (default: next to ``basis``).
 
@@ -117,7 +125,7 @@ def apply(
         directory.mkdir(mode=0o700, exist_ok=True)
     with Beneath(upper_tree) as tree, Beneath(spare) as aside, Beneath(basis) as old:
         empty_directory(aside.root)
-        placement = _Placement(tree, aside, old, spare, layer=layer)
+        placement = _Placement(tree, aside, old, spare, layer=layer, contents=contents)
         current = b""
         try:
             for step in placement.steps(listed, everything=everything):
@@ -271,8 +279,21 @@ def _absent_is_fine() -> Iterator[None]:
 class _Placement:
     """One application of a manifest. ``steps`` yields each path before it is worked on, for error messages."""
 
-    def __init__(self, tree: Beneath, aside: Beneath, old: Beneath, spare: Path, *, layer: bool = False) -> None:
+    def __init__(
+        self,
+        tree: Beneath,
+        aside: Beneath,
+        old: Beneath,
+        spare: Path,
+        *,
+        layer: bool = False,
+        contents: Giver | None = None,
+    ) -> None:
         self.layer = layer
+        self._ask = contents
+        self._given: Mapping[bytes, bytes] = {}
+        self._lacking: list[list[Entry]] = []
+        """Groups of names whose contents are not here."""
         self.tree = tree
         self.aside = aside
         self.old = old
@@ -296,6 +317,12 @@ class _Placement:
         for key, names in groups.items():
             yield names[0].path
             self._settle(names, distrust=key in shared)
+        if self._lacking and self._ask is not None:
+            self._given = self._ask([(names[0].path, names[0].size) for names in self._lacking])
+        for names in self._lacking:
+            yield names[0].path
+            self._build(names)
+            self._share(names)
         for entry in reversed(directories):
             yield entry.path
             at, name = self.tree.locate(entry.path)
@@ -387,10 +414,18 @@ class _Placement:
         names = sorted(names, key=lambda entry: not entry.stale)
         first = names[0]
         kept = None if distrust else self._usable(names)
+        if kept is None and first.kind == "f" and first.size > 0:
+            self._lacking.append(names)
+            return
         if kept is None:
             self._build(names)
         elif kept is not first:
             self._link(kept.path, first.path)
+        self._share(names)
+
+    def _share(self, names: list[Entry]) -> None:
+        """The first of the names is what it should be: the others become names of it."""
+        first = names[0]
         at, name = self.tree.locate(first.path)
         set_metadata(at, name, Metadata.of(first))
         inode = os.stat(name, dir_fd=at, follow_symlinks=False).st_ino
@@ -441,17 +476,22 @@ class _Placement:
         os.rename(new, name, src_dir_fd=self.aside.root, dst_dir_fd=at)
 
     def _build_file(self, new: bytes, entry: Entry) -> None:
+        given = self._given.get(entry.path, b"")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(new, flags, 0o600, dir_fd=self.aside.root)
         try:
             if entry.size == 0:
+                return
+            if given and len(given) == entry.size:
+                write_sparse(descriptor, given)
+                self.applied.written += 1
                 return
             os.ftruncate(descriptor, entry.size)
             os.setxattr(descriptor, METACOPY, b"")
             os.setxattr(descriptor, REDIRECT, b"/" + entry.path)
             kind, handle = file_handle(descriptor)
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.E2BIG, errno.ERANGE}:
+            if not given and error.errno in {errno.ENOSPC, errno.E2BIG, errno.ERANGE}:
                 raise PermanentError(
                     f"the path {entry.path[:60]!r}… ({len(entry.path)} bytes) does not fit into an attribute here"
                 ) from error
@@ -501,6 +541,25 @@ class _Placement:
             return self.tree.locate(path)
         except OSError as error:
             raise PermanentError(f"the manifest lists {path!r}, but not the directory it is in") from error
+
+
+def write_sparse(descriptor: int, data: bytes) -> None:
+    """Make a new, empty file hold ``data``, with a hole for every block that is all zeros. Raises OSError."""
+    os.ftruncate(descriptor, len(data))
+    view = memoryview(data)
+    start = 0  # of what is not written yet
+    for begin in range(0, len(data), _BLOCK_BYTES):
+        end = min(begin + _BLOCK_BYTES, len(data))
+        if view[begin:end] == _ZEROS[: end - begin]:
+            _write_all(descriptor, view[start:begin], start)
+            start = end
+    _write_all(descriptor, view[start:], start)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _same_contents(at: int, name: bytes, seen: os.stat_result, entry: Entry) -> bool:

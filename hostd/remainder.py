@@ -4,6 +4,9 @@ They are brought inside the stop window, so that the container starts on a plain
 container starts at once and reads them through the union. Decided on the target as soon as it reads
 ``source_stopped``, from nothing but the history, so that it decides the same when it is asked again.
 
+Very little is *at hand*: the open view of the source gives it within the time that a union costs, so it is tried before
+anything else (``hostd/at_hand.py``), and what did not come of it goes the decided way.
+
 Pure: no clock, no randomness, no I/O, no logging.
 """
 
@@ -22,6 +25,9 @@ that beyond a second."""
 SECONDS_A_FILE = 0.001
 """rsync opens, compares and renames some thousands of files a second on a small machine; this is on the safe side."""
 
+AT_HAND_BYTES = 8 * 1024 * 1024
+AT_HAND_FILES = 32
+
 
 @dataclass(frozen=True)
 class Remainder:
@@ -29,6 +35,10 @@ class Remainder:
 
     kind: Literal["none", "finished", "federated"]
     why: str
+    at_hand: bool = False
+    """So little that the view of the source is asked for it first."""
+    amount: str = ""
+    """How much it is, in words."""
 
 
 def decide(view: View) -> Remainder:
@@ -48,19 +58,27 @@ def decide(view: View) -> Remainder:
         return Remainder("none", "all contents had arrived before the stop")
     if view.strategy in ("precopy", "cold"):
         return Remainder("finished", f"{view.strategy}: {shown} were brought while the container was stopped")
+    kind, why = _within_budget(view, shown, stale_bytes, stale_files)
+    # A limit is there to spare the link, and the view does not know of it.
+    at_hand = stale_bytes <= AT_HAND_BYTES and stale_files <= AT_HAND_FILES and view.bwlimit_kib == 0
+    return Remainder(kind, why, at_hand, shown)
+
+
+def _within_budget(
+    view: View, shown: str, stale_bytes: int, stale_files: int
+) -> tuple[Literal["finished", "federated"], str]:
     budget = view.downtime_budget_seconds
     if budget <= 0:
-        return Remainder("federated", f"{shown} follow while the container runs")
+        return "federated", f"{shown} follow while the container runs"
     seconds = estimate(stale_bytes, stale_files, view.rounds, bwlimit_kib=view.bwlimit_kib)
     if seconds is None:
-        return Remainder("federated", f"{shown} follow: how fast they would come was never measured")
+        return "federated", f"{shown} follow: how fast they would come was never measured"
     if seconds <= budget:
-        return Remainder(
-            "finished",
+        return "finished", (
             f"{shown}, estimated at {seconds:.2f} s, were brought while the container was stopped: "
-            f"within the downtime budget of {budget:g} s",
+            f"within the downtime budget of {budget:g} s"
         )
-    return Remainder(
+    return (
         "federated",
         f"{shown} follow: bringing them first would take {seconds:.2f} s, the downtime budget is {budget:g} s",
     )

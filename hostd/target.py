@@ -218,6 +218,7 @@ PLAN = Plan(
     heeding=frozenset({"uniting"}),
     supervised=frozenset({"filling", "filling_digested", "filled", "verifying", "verified", "settled"}),
     steps={
+        "waiting": Step("connect", ("connect_source",)),
         "preparing": Step(
             "prepare",
             (

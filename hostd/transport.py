@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from events.errors import CancelledError, PermanentError, TransientError
+from events.errors import CancelledError, CargoError, PermanentError, TransientError
 from events.schema import FileRef
 from hostd import mounts, nfs_client
 from hostd.entry import LAYER_MARKS
@@ -107,6 +107,7 @@ class Transport:
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._masters: dict[str, _Master] = {}
         self._lock = threading.Lock()
+        self._closed = False
         self._peer_locks: dict[str, threading.Lock] = {}
         self._resumption = Resumption()
 
@@ -127,10 +128,23 @@ class Transport:
                 return
             self._open_master(peer, cancelled)
 
+    def connect_ahead(self, peer: Peer) -> None:
+        """Begin ``check``, and do not wait: the next one waits for it. What fails here fails there again, and is told."""
+
+        def connect() -> None:
+            with contextlib.suppress(CargoError, OSError):
+                self.check(peer)
+
+        threading.Thread(target=connect, name=f"connect:{peer.host}", daemon=True).start()
+
     def close(self) -> None:
-        """End every master connection, also those that an earlier life of this agent left, and wait for them."""
+        """End every master connection, also those that an earlier life of this agent left, and wait for them.
+
+        Afterwards none is opened any more, and one that is being opened by ``connect_ahead`` is not left behind.
+        """
         with self._lock:
             masters, self._masters = self._masters, {}
+            self._closed = True
         for socket in sorted(self.run_dir.glob("*.sock")):
             config = socket.with_suffix(".conf")
             if config.exists():
@@ -222,8 +236,8 @@ class Transport:
         with self._lock:
             self._masters[key] = _Master(process, log)
         deadline = time.monotonic() + MASTER_TIMEOUT_SECONDS
-        while not self._master_answers(peer):
-            unwanted = cancelled is not None and cancelled.is_set()
+        while self._closed or not self._master_answers(peer):
+            unwanted = self._closed or (cancelled is not None and cancelled.is_set())
             if unwanted or process.poll() is not None or time.monotonic() > deadline:
                 stop(process)
                 with self._lock:

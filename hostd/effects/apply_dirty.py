@@ -1,18 +1,20 @@
 """After the stop: make the arrived trees equal to the frozen source, contents of stale files excepted.
 
-Where the remainder is small, or the request wants no union, these are brought here as well: then nothing is stale
-any more, and the tree takes its place as a plain directory. So are those of the container's writable layer always:
+Where the remainder is small, or the request wants no union, these are brought here as well, the least of it through the view
+that is open: then nothing is stale any more, and the tree takes its place as a plain directory. So are those of the container's writable layer always:
 overlayfs takes no overlay as its upper directory, so there can be no union beneath it.
 """
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 import msgspec
 
 from events.errors import PermanentError
 from hostd import remainder
+from hostd.at_hand import read_at_hand
 from hostd.effects.arrival import Arrival, arrivals, layer_arrival, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.limited import pull
@@ -20,7 +22,12 @@ from hostd.effects.manifests import entries_of
 from hostd.effects.open_layer import ensure_layer, withdraw_layer
 from hostd.effects.pull_round import teller
 from hostd.manifest import Entry
+from hostd.placement import Giver
 from hostd.verification import remember_dirty_directories
+
+AT_HAND_SECONDS = 0.1
+"""A union costs some 30 ms, and what is read through it first about as much again. What has not come within this does not
+come soon, and is not worth more of an outage that otherwise depends on no link."""
 
 
 class ApplyDirty(Effect):
@@ -31,8 +38,10 @@ class ApplyDirty(Effect):
     def run(self, context: Context) -> Outcome:
         ensure_layer(context)
         decision = remainder.decide(context.view)
-        context.log.info("remainder", kind=decision.kind, reason=decision.why)
         published = {dirty.destination: dirty for dirty in context.view.dirty()}
+        began = time.monotonic()
+        at_hand = _AtHand()
+        missing = 0
         for arrival in arrivals(context):
             dirty = published.get(arrival.mount.destination)
             if dirty is None:
@@ -43,14 +52,25 @@ class ApplyDirty(Effect):
                 arrival = layer_arrival(context) or arrival  # noqa: PLW2901 (it may have another place now)
             state = arrival.union.state()
             if state.settled or state.placed:
+                missing += state.placed
                 continue
             if arrival.mount.single_file and entries:
                 self._pull_again(context, arrival)
-            elif decision.kind == "finished" or arrival.union.layer:
+            elif arrival.union.layer or (decision.kind == "finished" and not decision.at_hand):
                 entries = _bring(context, arrival, entries)
-            arrival.union.apply(entries, everything=dirty.everything)
+            asked = decision.at_hand and arrival.union.federable
+            giver = at_hand.giver(arrival) if asked else None
+            applied = arrival.union.apply(entries, everything=dirty.everything, contents=giver)
+            missing += len(applied.placeholders)
+            if asked and applied.placeholders and decision.kind == "finished":
+                entries = _bring(context, arrival, entries)
+                arrival.union.apply(entries, everything=dirty.everything)
             remember_dirty_directories(arrival.union, entries)
-        return {"remainder": decision.kind, "remainder_why": decision.why}
+        kind, why = decision.kind, decision.why
+        if decision.at_hand and not missing:
+            kind, why = "finished", f"{decision.amount} were read through the open view while the container was stopped"
+        context.log.info("remainder", kind=kind, reason=why, seconds=round(time.monotonic() - began, 3))
+        return {"remainder": kind, "remainder_why": why}
 
     @staticmethod
     def _pull_again(context: Context, arrival: Arrival) -> None:
@@ -64,6 +84,25 @@ class ApplyDirty(Effect):
             reread=True,
             cancelled=context.cancelled,
         )
+
+
+class _AtHand:
+    """Asks the view of each tree, for no more than a moment in all."""
+
+    def __init__(self) -> None:
+        self._seconds = AT_HAND_SECONDS
+
+    def giver(self, arrival: Arrival) -> Giver:
+        """For ``Union.apply``."""
+
+        def give(wanted: list[tuple[bytes, int]]) -> dict[bytes, bytes]:
+            began = time.monotonic()
+            try:
+                return read_at_hand(arrival.union.stage, wanted, began + self._seconds)
+            finally:
+                self._seconds = max(0.0, self._seconds - (time.monotonic() - began))
+
+        return give
 
 
 def _bring(context: Context, arrival: Arrival, entries: list[Entry]) -> list[Entry]:

@@ -72,10 +72,15 @@ def export_of(context: Context, number: int) -> Export | None:
 
 def peer_of_source(context: Context) -> Peer:
     """The source's sshd, pinned by the host's name."""
+    return peer_at(context, context.view.source_prepared.address)
+
+
+def peer_at(context: Context, address: str) -> Peer:
+    """The same, at an address that it has been registered with. Raises PermanentError for what is none."""
     settings = context.bench.settings
     return Peer(
         host=context.view.requested.request.source,
-        address=context.view.source_prepared.address,
+        address=address,
         port=settings.ssh_port,
         user=settings.ssh_user,
         identity=settings.ssh_identity,

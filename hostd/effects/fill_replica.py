@@ -38,7 +38,10 @@ class FillReplica(Effect):
 
     def run(self, context: Context) -> Outcome:
         started = time.monotonic()
-        here = [arrival for arrival in arrivals(context) if not arrival.union.state().settled]
+        everywhere = arrivals(context)
+        for arrival in everywhere:
+            arrival.union.put_away()
+        here = [arrival for arrival in everywhere if not arrival.union.state().settled]
         for arrival in here:
             arrival.union.admit()  # what an earlier attempt has brought
         wanted = [(arrival, arrival.union.remaining()) for arrival in here]

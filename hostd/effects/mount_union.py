@@ -39,8 +39,6 @@ class MountUnion(Effect):
             if not state.placed and "target_claimed" not in context.view.facts:
                 mark_mount(union)  # later, what the container changed must stay younger than the mark
             if not state.placed and not union.remaining(first_only=True):
-                if union.federable:
-                    union.unmount_all()
                 union.place_plain(untouched="target_claimed" not in context.view.facts)
                 continue
             # A reboot takes it away, also where ``cargo-hostd mounts`` has mounted the union since.

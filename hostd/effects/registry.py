@@ -9,6 +9,7 @@ from hostd.effects.attach_remote import AttachRemote
 from hostd.effects.base import Effect
 from hostd.effects.carry_back import CarryBack
 from hostd.effects.check_target import CheckTarget
+from hostd.effects.connect_source import ConnectSource
 from hostd.effects.create_container import CreateContainer
 from hostd.effects.create_networks import CreateNetworks
 from hostd.effects.create_volumes import CreateVolumes
@@ -47,6 +48,7 @@ _ALL: tuple[Effect, ...] = (
     DescribeContainer(),
     TrackChanges(),
     MeasureMounts(),
+    ConnectSource(),
     FetchSpec(),
     CheckTarget(),
     ProvideImage(),

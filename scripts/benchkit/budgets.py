@@ -162,7 +162,11 @@ def judge_bus(result: Result) -> list[Verdict]:
 def judge_union(result: Result) -> list[Verdict]:
     """Every kind of work after the release, against the plain volume."""
     made = []
-    for phase, words in (("released, hybrid", "`hybrid`"), ("released", "`postcopy`")):
+    for phase, words in (
+        ("hybrid", "`hybrid`"),
+        ("hybrid on a union", "`hybrid` with more to come after the start"),
+        ("released", "`postcopy`"),
+    ):
         found = [Named(statistics.median(parts), work) for work, parts in shares(result, phase).items() if parts]
         made.append(at_least(f"work after the release, {words}", f"≥ {STEADY} times a plain volume", STEADY, found))
     return made

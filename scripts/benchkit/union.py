@@ -24,6 +24,8 @@ PLAIN_TREE = f"{VOLUMES}/{PLAIN}/_data"
 BARE = "bare"
 """A volume that holds an overlay of the kernel's without anything of Cargo: what overlayfs itself costs."""
 CRAWL_KIB = 64
+HARDLY_LIMITED_KIB = 10**8
+"""More than any link carries. But with a limit nothing is asked of the view at the stop, so there is a union."""
 """The fill is slowed to this while the union is measured with everything still remote."""
 JOBS: dict[str, tuple[str, bool, list[str]]] = {
     "read sequential, cold": ("big", True, ["--rw=read", "--bs=1M"]),
@@ -40,7 +42,7 @@ SMALL = {"own files": False, "moved files, cold": True}
 """Kinds of small-file work, and whether the kernel has forgotten everything before."""
 REPEATS = 3
 """Small-file work takes milliseconds: of each look the median of so many."""
-PHASES = ("bare overlay", "fill", "released", "released, hybrid", "finalised")
+PHASES = ("bare overlay", "fill", "released", "hybrid on a union", "hybrid", "finalised")
 Figures = dict[str, dict[str, list[float]]]
 """Kind of work → ``values``, one a turn, and ``plain``: of the plain volume before, between and after."""
 
@@ -118,14 +120,14 @@ def drop_caches() -> None:
 
 
 def run(setting: Setting) -> Result:
-    """The phases of one ``postcopy`` and one ``hybrid`` migration."""
+    """The phases of one ``postcopy`` and two ``hybrid`` migrations."""
     if shutil.which("fio") is None:
         raise LabError("fio is missing: apt-get install fio")
     stage = setting.stage()
     big = Load(setting.pick(10**6, 10**8, 256 * 2**20), 1)
     many = Load(setting.pick(4 * 10**5, 8 * 10**6, 2 * 10**7), setting.pick(100, 2000, 5000))
     phases: dict[str, Figures] = {}
-    turns = setting.pick(1, 1, 2)
+    turns = setting.pick(1, 1, 3)
     try:
         lay_out(stage.home, "benchdata", big, many)
         stage.run_idle(ticking=True)
@@ -172,13 +174,14 @@ def bare_overlay(host: Host, big: Load, many: Load) -> Iterator[str]:
 
 
 def hybrid(stage: Stage, look: Callable[[str], None]) -> None:
-    """Away and back again with pre-copy, so that only what was written last is beneath the union."""
-    stage.migrate()
-    name = stage.ask()
-    stage.wait(name, {"completed"})
-    stage.arrived()
-    look("released, hybrid")
-    stage.fold(name)
+    """Away and back again with pre-copy, so that only what was written last has to come after it, or at the stop."""
+    for phase, kib in (("hybrid on a union", HARDLY_LIMITED_KIB), ("hybrid", 0)):
+        stage.migrate()
+        name = stage.ask(bwlimit_kib=kib)
+        stage.wait(name, {"completed"})
+        stage.arrived()
+        look(phase)
+        stage.fold(name)
 
 
 def lay_out(host: Host, volume: str, big: Load, many: Load) -> None:
@@ -239,9 +242,10 @@ CASE = Case(
         "ones beside it: median and range. *Bare overlay*: an overlay of the kernel's without anything of Cargo, all data in its upper "
         "layer: what a union cannot be faster than. *Fill*: `postcopy` with the fill slowed to a crawl, so that all contents are still on the "
         "source: the worst that a container can meet. *Released*: the same after the release, with all contents in the replica beneath "
-        "the union. *Released, hybrid*: after an ordinary migration, where only what was written last lies beneath. *Finalised*: folded "
+        "the union. *Hybrid*: after the release of an ordinary migration of a container that writes a little all the time, which was at hand at "
+        "the stop, so there is no union. *Hybrid on a union*: the same with a bandwidth limit, where what was written last lies beneath one. *Finalised*: folded "
         "into a plain volume. *Own* files are made by the container after its start. *Cold*: after the kernel was made to forget "
-        "everything. *Finalised* is a plain volume, so what its ratios differ from 1 by is what this machine's noise makes of the others, too. "
+        "everything. *Hybrid* and *finalised* are plain volumes, so what their ratios differ from 1 by is what this machine's noise makes of the others, too. "
         "What differs beyond that is overlayfs's own: it takes longer to look up and rename a name than the file system "
         "beneath it, and a moved file after `postcopy` has an entry in three places (its metadata, where its contents are, and these), "
         "each of which is looked up once while the kernel does not know it yet."

@@ -89,6 +89,37 @@ def test_one_connection_is_shared_and_nothing_is_left_when_closed(place: Place) 
     wait_for(lambda: not place.ssh_processes())
 
 
+def test_a_connection_that_was_begun_ahead_is_the_one_that_is_used(place: Place) -> None:
+    place.transport.connect_ahead(place.peer)
+    place.transport.connect_ahead(place.peer)
+    place.transport.check(place.peer)
+    assert len(place.ssh_processes()) == 1
+
+
+def test_a_connection_begun_ahead_that_fails_is_told_by_whoever_needs_it(place: Place) -> None:
+    place.sshd.stop()
+    place.sshd.change_host_key()
+    place.sshd.start()
+    place.transport.connect_ahead(place.peer)
+    with pytest.raises(HostKeyError, match="SECURITY"):
+        place.transport.check(place.peer)
+
+
+def test_closing_does_not_leave_behind_what_is_being_begun_ahead(place: Place) -> None:
+    """Whenever the agent ends: nobody would end that connection."""
+    place.sshd.freeze()
+    try:
+        place.transport.connect_ahead(place.peer)
+        wait_for(lambda: bool(place.ssh_processes()))
+        place.transport.close()
+        wait_for(lambda: not place.ssh_processes())
+    finally:
+        place.sshd.thaw()
+    with pytest.raises(TransientError):
+        place.transport.check(place.peer)
+    assert place.ssh_processes() == []
+
+
 def test_a_connection_is_let_go_once_nothing_goes_through_it(place: Place) -> None:
     """After a release no process refers to the source; another migration's view keeps the connection."""
     view = place.directory / "view"

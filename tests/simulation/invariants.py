@@ -37,6 +37,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "describe_container": ("prepare_ordered",),
     "track_changes": ("prepare_ordered",),
     "measure_mounts": ("prepare_ordered",),
+    "connect_source": ("prepare_ordered",),
     "fetch_spec": ("source_prepared",),
     "check_target": ("source_prepared",),
     "provide_image": ("source_prepared",),

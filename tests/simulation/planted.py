@@ -436,8 +436,8 @@ def generation_ends_with_its_round(stack: contextlib.ExitStack) -> None:
 def whole_list_taken_for_a_part(stack: contextlib.ExitStack) -> None:
     real = target_data.apply_entries
 
-    def apply(union: Union, entries: dict[str, bool], *, everything: bool, brought: bool = False) -> None:
-        real(union, entries, everything=False, brought=brought)
+    def apply(union: Union, entries: dict[str, bool], *, everything: bool, **more: Any) -> None:
+        real(union, entries, everything=False, **more)
 
     _patch(stack, target_data, "apply_entries", apply)
 

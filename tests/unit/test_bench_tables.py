@@ -59,7 +59,7 @@ def test_work_on_the_union_is_judged_by_its_slowest_kind() -> None:
         "read": {"values": [120.0, 60.0, 120.0], "plain": [100.0, 100.0, 20.0, 180.0]},
         "write": {"values": [40.0], "plain": [50.0, 50.0]},
     }
-    result = {"phases": {"released, hybrid": seen}}
+    result = {"phases": {"hybrid": seen}}
     said = verdict("work after the release, `hybrid`", "union", result)
     assert (said.measured, said.reached) == ("0.80 (write) to 1.20; 1 of 2 within", False)
 

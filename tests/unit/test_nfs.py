@@ -38,6 +38,7 @@ def test_the_target_that_may_look_is_the_one_that_was_registered_at_admission() 
     answer = asked()
     assert isinstance(answer, Requested)
     assert answer.target_address == "192.0.2.2"
+    assert answer.source_address == "192.0.2.1"
     assert answer.request.remote == "", "the source's own setting decides"
 
 

@@ -14,7 +14,7 @@ from hostd import target
 from hostd.effects.fill_replica import BATCH_BYTES, BATCH_FILES, batches
 from hostd.placement import Placeholder
 from hostd.plan import View
-from hostd.remainder import Remainder, decide, estimate
+from hostd.remainder import AT_HAND_BYTES, AT_HAND_FILES, Remainder, decide, estimate
 from tests.support.histories import REF, REQUEST, History, prepared
 
 MB = 1024 * 1024
@@ -60,7 +60,38 @@ def test_without_anything_stale_there_is_no_remainder() -> None:
 
 
 def test_hybrid_federates_and_says_how_much() -> None:
-    assert decide(view(stale(5, 2))) == Remainder("federated", "5 bytes in 2 files follow while the container runs")
+    words = "5 bytes in 2 files follow while the container runs"
+    assert decide(view(stale(5, 2))) == Remainder("federated", words, at_hand=True, amount="5 bytes in 2 files")
+
+
+@pytest.mark.parametrize(
+    ("dirty", "how", "at_hand"),
+    [
+        (stale(AT_HAND_BYTES, AT_HAND_FILES), {}, True),
+        (stale(AT_HAND_BYTES + 1, 1), {}, False),
+        (stale(1, AT_HAND_FILES + 1), {}, False),
+        (stale(1, 1), {"kib": 100}, False),
+        (stale(1, 1), {"bwlimit_kib": 100}, False),
+        (stale(1, 1), {"ordered": {"downtime_budget_seconds": 100.0}}, True),
+        (stale(1, 1), {"strategy": "postcopy"}, False),
+        (stale(1, 1), {"strategy": "precopy"}, False),
+        (stale(1, 1), {"strategy": "cold"}, False),
+        (stale(0, 0), {}, False),
+    ],
+)
+def test_very_little_is_asked_of_the_view_first_where_one_is_open_and_nothing_limits_it(
+    dirty: schema.DirtyManifest, how: dict[str, Any], at_hand: bool
+) -> None:
+    assert decide(view(dirty, **how)).at_hand == at_hand
+
+
+def test_what_is_at_hand_is_counted_over_all_trees() -> None:
+    mounts = tuple(
+        schema.Mount(kind="volume", name=name, destination=f"/{name}", tree=f"/v/{name}") for name in ("one", "two")
+    )
+    half = AT_HAND_BYTES // 2 + 1
+    assert decide(view(stale(half, 1, "/one"), mounts=mounts)).at_hand
+    assert not decide(view(stale(half, 1, "/one"), stale(half, 1, "/two"), mounts=mounts)).at_hand
 
 
 @pytest.mark.parametrize("strategy", ["precopy", "cold"])

@@ -41,6 +41,7 @@ from tests.simulation.effects.target_container import (
 from tests.simulation.effects.target_data import (
     apply_dirty,
     attach_remote,
+    connect_source,
     detach_remote,
     digest_arrived,
     fill_replica,
@@ -69,7 +70,7 @@ from tests.simulation.effects.target_setup import (
 RUN: dict[str, Callable[[Ctx], Performance]] = {
     verb.__name__: verb
     for verb in (
-        describe_container, track_changes, measure_mounts, fetch_spec, check_target, provide_image, create_volumes, open_views,
+        describe_container, track_changes, measure_mounts, connect_source, fetch_spec, check_target, provide_image, create_volumes, open_views,
         create_container, open_layer, create_networks, pack_image, arm_tracking, pull_round, attach_remote, warm_container, vouch_for_tracking, disarm_restart, stop_container,
         publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees, digest_arrived,
         verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,
