@@ -213,9 +213,9 @@ TARGET = AgentMachine(
         "finalising": AgentStep("finalise", ("fold_union", "announce_placement"), reports=True, undo=False),
         "yielding": AgentStep("yield", ("fill_replica", "recall_container", "mount_union", "list_changes"), reports=True, undo=False),
         "yielded": AgentStep("offer", ("mount_union",), reports=False, undo=False),
-        "clearing": AgentStep("clear", ("recall_container", "open_views", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
-        "clearing_late": AgentStep("clear", ("recall_container", "open_views", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
-        "cleaning": AgentStep("clean", ("open_views", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec"), reports=True, undo=True),
+        "clearing": AgentStep("clear", ("recall_container", "open_views", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec", "connect_source"), reports=True, undo=True),
+        "clearing_late": AgentStep("clear", ("recall_container", "open_views", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec", "connect_source"), reports=True, undo=True),
+        "cleaning": AgentStep("clean", ("open_views", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec", "connect_source"), reports=True, undo=True),
     },
     frozenset(("sync_armed", "sync_ordered")),
 )

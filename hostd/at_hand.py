@@ -62,14 +62,19 @@ def _read(
     answers: queue.SimpleQueue[tuple[bytes, bytes] | None],
     deadline: float,
 ) -> None:
+    def in_time() -> bool:
+        return time.monotonic() < deadline
+
     try:
         at = os.open(stage, _STAGE)
         try:
             remote = Remote(at)
-            while time.monotonic() < deadline:
+            while in_time():
                 path, size = jobs.get_nowait()
                 with contextlib.suppress(OSError):
-                    answers.put((path, remote.read_once(path, size)))
+                    contents = remote.read_whole(path, size, in_time)
+                    if contents is not None:
+                        answers.put((path, contents))
         finally:
             os.close(at)
     except (OSError, queue.Empty):

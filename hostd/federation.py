@@ -17,7 +17,7 @@ anything that is or may be the only copy of the container's data. Every verb loo
 
 Flow: ``create`` (prepare) → rsync into ``upper_tree`` (rounds) → ``attach_remote`` → source stops → ``apply`` →
 ``mount_lower`` → ``mount_merged`` → container starts → rsync of ``fill_list`` into ``replica`` → ``detach_remote``
-→ at the end ``unmount_all``, ``fold``, ``remove``. With nothing stale: ``apply``, ``place_plain``, ``remove``.
+→ at the end ``unmount_all``, ``fold``, ``remove``. With nothing stale: ``apply``, ``place_plain``, ``put_away``, ``remove``.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ REMOTE_WORKERS = 32
 """Reads of the source at once. sshfs itself has few connections; the rest wait for a place in them."""
 IDLE_SECONDS = 1.0
 """How long a file of the source stays open after a read of it, because another read mostly follows."""
+PIECE_BYTES = 128 * 1024
+"""What the kernel asks of the view at once."""
 WATCH_SECONDS = 0.05
 LOOK_AGAIN_SECONDS = 0.2
 """How often a waiting reader looks whether its file has arrived meanwhile."""
@@ -78,11 +80,16 @@ class Remote:
         self._give_back(path, opened, broken=False)
         return data
 
-    def read_once(self, path: bytes, size: int) -> bytes:
-        """All of a file, which is not kept open. Raises as ``read``."""
+    def read_whole(self, path: bytes, size: int, wanted: Callable[[], bool]) -> bytes | None:
+        """All of a file, which is not kept open; None when it is ``wanted`` no more, asked between pieces. Raises as ``read``."""
         descriptor = self._open(path, size)
         try:
-            return _read_exactly(descriptor, 0, size)
+            pieces = []
+            for offset in range(0, size, PIECE_BYTES):
+                if not wanted():
+                    return None
+                pieces.append(_read_exactly(descriptor, offset, min(PIECE_BYTES, size - offset)))
+            return b"".join(pieces)
         finally:
             os.close(descriptor)
 

@@ -1,7 +1,8 @@
-"""The views of a migration's source trees, being opened beside whatever else there is to do before the stop.
+"""What a migration needs of its source later, being opened beside whatever else there is to do before.
 
-A view takes a second, most of it key exchanges of SSH, and nothing but the stop needs it: so it is begun as soon as there is
-a place for it, and waited for right before the stop (``hostd/effects/open_views.py``, ``attach_remote.py``).
+A view takes most of a second, most of it key exchanges of SSH, and nothing but the stop needs it: so it is begun as soon as there is
+a place for it, and waited for right before the stop (``hostd/effects/open_views.py``, ``attach_remote.py``). So is the
+connection, while the source prepares (``connect_source.py``).
 
 It must never outlive its migration's part on this host: ``call_off`` waits until nothing is being mounted any more.
 """
@@ -17,10 +18,10 @@ LOOK_AGAIN_SECONDS = 0.05
 
 
 class Opening:
-    """One migration's views, on their way. It ends with the process; what is mounted stays, and is found again."""
+    """One migration's views or connection, on their way. It ends with the process; what is open stays, and is found again."""
 
     def __init__(self, migration: str, attach: Callable[[threading.Event], None]) -> None:
-        """``attach`` mounts them all, harmlessly repeated, and looks at its event between what it does. Begins at once."""
+        """``attach`` opens them all, harmlessly repeated, and looks at its event between what it does. Begins at once."""
         self._attach = attach
         self._called_off = threading.Event()
         self.failure: Exception | None = None

@@ -482,16 +482,14 @@ class _Placement:
         try:
             if entry.size == 0:
                 return
-            if given and len(given) == entry.size:
-                write_sparse(descriptor, given)
-                self.applied.written += 1
+            if given and len(given) == entry.size and self._written(descriptor, given):
                 return
             os.ftruncate(descriptor, entry.size)
             os.setxattr(descriptor, METACOPY, b"")
             os.setxattr(descriptor, REDIRECT, b"/" + entry.path)
             kind, handle = file_handle(descriptor)
         except OSError as error:
-            if not given and error.errno in {errno.ENOSPC, errno.E2BIG, errno.ERANGE}:
+            if error.errno in {errno.ENOSPC, errno.E2BIG, errno.ERANGE}:
                 raise PermanentError(
                     f"the path {entry.path[:60]!r}… ({len(entry.path)} bytes) does not fit into an attribute here"
                 ) from error
@@ -500,6 +498,19 @@ class _Placement:
             os.close(descriptor)
         self.applied.placeholders.append(Placeholder(entry.path, entry.size, kind, handle))
         self.applied.stale_bytes += entry.size
+
+    def _written(self, descriptor: int, given: bytes) -> bool:
+        """Whether there was room for it. If not, a placeholder needs none, and the fill waits for some."""
+        try:
+            write_sparse(descriptor, given)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            os.ftruncate(descriptor, 0)
+            self._given = {}
+            return False
+        self.applied.written += 1
+        return True
 
     def _keep_old_version(self, path: bytes, as_path: bytes) -> bool:
         """Move a real old file aside, as delta basis for the fill. A placeholder is no version of anything."""

@@ -27,6 +27,9 @@ SECONDS_A_FILE = 0.001
 
 AT_HAND_BYTES = 8 * 1024 * 1024
 AT_HAND_FILES = 32
+AT_HAND_SECONDS = 0.1
+"""A union costs some 30 ms, and what is read through it first about as much again. What has not come within this does not
+come soon, and is not worth more of an outage that otherwise depends on no link."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,15 @@ def decide(view: View) -> Remainder:
         return Remainder("finished", f"{view.strategy}: {shown} were brought while the container was stopped")
     kind, why = _within_budget(view, shown, stale_bytes, stale_files)
     # A limit is there to spare the link, and the view does not know of it.
-    at_hand = stale_bytes <= AT_HAND_BYTES and stale_files <= AT_HAND_FILES and view.bwlimit_kib == 0
-    return Remainder(kind, why, at_hand, shown)
+    little = stale_bytes <= AT_HAND_BYTES and stale_files <= AT_HAND_FILES and view.bwlimit_kib == 0
+    return Remainder(kind, why, little and _may_come_at_once(stale_bytes, view.rounds), shown)
+
+
+def _may_come_at_once(stale_bytes: int, rounds: Iterable[SyncFinished]) -> bool:
+    """Whether no round has shown that the link is too slow. One that moved little says nothing of the link."""
+    telling = [done for done in rounds if done.bytes_moved >= AT_HAND_BYTES and done.duration_seconds > 0]
+    rate = max((done.bytes_moved / done.duration_seconds for done in telling), default=0.0)
+    return not rate or stale_bytes <= rate * AT_HAND_SECONDS
 
 
 def _within_budget(

@@ -244,7 +244,7 @@ class Service:
         with self._lock:
             runners = list(self._runners.values())
         deadline = time.monotonic() + STOP_SECONDS
-        openings = list(self._bench.openings.values())
+        openings = [*self._bench.connections.values(), *self._bench.openings.values()]
         for opening in openings:
             opening.call_off(0)
         for runner in runners:

@@ -208,6 +208,7 @@ _LEFT_BEHIND = (
     "create_networks",
     "provide_image",
     "fetch_spec",
+    "connect_source",
 )
 """Whatever a migration may have left on this host, newest first: the order in which it is undone."""
 _CLEAR = Step("clear", ("recall_container", *_LEFT_BEHIND), _cleaned, undo=True)

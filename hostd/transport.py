@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from events.errors import CancelledError, CargoError, PermanentError, TransientError
+from events.errors import CancelledError, PermanentError, TransientError
 from events.schema import FileRef
 from hostd import mounts, nfs_client
 from hostd.entry import LAYER_MARKS
@@ -68,6 +68,7 @@ __all__ = [
     "sync_filesystem",
 ]
 
+LOCK_SECONDS = 0.1
 MASTER_TIMEOUT_SECONDS = 30
 """Connect, key exchange and authentication, on a loaded machine."""
 STALL_TIMEOUT_SECONDS = 120
@@ -107,7 +108,6 @@ class Transport:
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._masters: dict[str, _Master] = {}
         self._lock = threading.Lock()
-        self._closed = False
         self._peer_locks: dict[str, threading.Lock] = {}
         self._resumption = Resumption()
 
@@ -121,30 +121,20 @@ class Transport:
         """
         with self._lock:
             peer_lock = self._peer_locks.setdefault(self._key(peer), threading.Lock())
-        with peer_lock:
+        while not peer_lock.acquire(timeout=LOCK_SECONDS):
+            _still_wanted(cancelled)  # whoever has it may be waiting for a host that does not answer
+        try:
             _still_wanted(cancelled)
             self._configure(peer)
-            if self._master_answers(peer):
-                return
-            self._open_master(peer, cancelled)
-
-    def connect_ahead(self, peer: Peer) -> None:
-        """Begin ``check``, and do not wait: the next one waits for it. What fails here fails there again, and is told."""
-
-        def connect() -> None:
-            with contextlib.suppress(CargoError, OSError):
-                self.check(peer)
-
-        threading.Thread(target=connect, name=f"connect:{peer.host}", daemon=True).start()
+            if not self._master_answers(peer):
+                self._open_master(peer, cancelled)
+        finally:
+            peer_lock.release()
 
     def close(self) -> None:
-        """End every master connection, also those that an earlier life of this agent left, and wait for them.
-
-        Afterwards none is opened any more, and one that is being opened by ``connect_ahead`` is not left behind.
-        """
+        """End every master connection, also those that an earlier life of this agent left, and wait for them."""
         with self._lock:
             masters, self._masters = self._masters, {}
-            self._closed = True
         for socket in sorted(self.run_dir.glob("*.sock")):
             config = socket.with_suffix(".conf")
             if config.exists():
@@ -236,8 +226,8 @@ class Transport:
         with self._lock:
             self._masters[key] = _Master(process, log)
         deadline = time.monotonic() + MASTER_TIMEOUT_SECONDS
-        while self._closed or not self._master_answers(peer):
-            unwanted = self._closed or (cancelled is not None and cancelled.is_set())
+        while not self._master_answers(peer):
+            unwanted = cancelled is not None and cancelled.is_set()
             if unwanted or process.poll() is not None or time.monotonic() > deadline:
                 stop(process)
                 with self._lock:
@@ -267,7 +257,7 @@ class Transport:
         """
         if not 0 <= ref.size_bytes <= limit_bytes:
             raise PermanentError(f"{ref.path} on {peer.host} is said to have {ref.size_bytes} bytes; not fetched")
-        self.check(peer)
+        self.check(peer, cancelled=cancelled)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=to.parent) as directory:
             arrived = Path(directory) / "file"
             command = [
@@ -336,7 +326,7 @@ class Transport:
         Raises TransientError, PermanentError (see ``rsync_error``), CancelledError.
         """
         raw = os.fsencode(tree)
-        self.check(peer)
+        self.check(peer, cancelled=cancelled)
         fresh = files_from is None and not single_file and _is_empty(destination)
         if expect_entries > 0 and not single_file and not fresh:
             _require_entries(peer, raw, self._entries(peer, raw, timeout_seconds, cancelled), expect_entries)

@@ -62,7 +62,7 @@ class Found:
     digest: str = ""
     """Of the source's whole tree (``TreeSum``)."""
     changed: int = 0
-    """Entries that the container changed itself."""
+    """Entries that the container had changed itself when they were read here."""
     difference_count: int = 0
     differences: list[Difference] = field(default_factory=list)
 

@@ -25,10 +25,6 @@ from hostd.manifest import Entry
 from hostd.placement import Giver
 from hostd.verification import remember_dirty_directories
 
-AT_HAND_SECONDS = 0.1
-"""A union costs some 30 ms, and what is read through it first about as much again. What has not come within this does not
-come soon, and is not worth more of an outage that otherwise depends on no link."""
-
 
 class ApplyDirty(Effect):
     """Costs time in proportion to what changed, whatever the size of the data."""
@@ -41,7 +37,7 @@ class ApplyDirty(Effect):
         published = {dirty.destination: dirty for dirty in context.view.dirty()}
         began = time.monotonic()
         at_hand = _AtHand()
-        missing = 0
+        asked_all, missing = True, 0
         for arrival in arrivals(context):
             dirty = published.get(arrival.mount.destination)
             if dirty is None:
@@ -52,6 +48,7 @@ class ApplyDirty(Effect):
                 arrival = layer_arrival(context) or arrival  # noqa: PLW2901 (it may have another place now)
             state = arrival.union.state()
             if state.settled or state.placed:
+                asked_all = False
                 missing += state.placed
                 continue
             if arrival.mount.single_file and entries:
@@ -67,7 +64,8 @@ class ApplyDirty(Effect):
                 arrival.union.apply(entries, everything=dirty.everything)
             remember_dirty_directories(arrival.union, entries)
         kind, why = decision.kind, decision.why
-        if decision.at_hand and not missing:
+        # After a crash it lies there already; unless a last round was decided, nothing else can have brought it.
+        if decision.at_hand and not missing and (asked_all or kind == "federated"):
             kind, why = "finished", f"{decision.amount} were read through the open view while the container was stopped"
         context.log.info("remainder", kind=kind, reason=why, seconds=round(time.monotonic() - began, 3))
         return {"remainder": kind, "remainder_why": why}
@@ -90,7 +88,7 @@ class _AtHand:
     """Asks the view of each tree, for no more than a moment in all."""
 
     def __init__(self) -> None:
-        self._seconds = AT_HAND_SECONDS
+        self._seconds = remainder.AT_HAND_SECONDS
 
     def giver(self, arrival: Arrival) -> Giver:
         """For ``Union.apply``."""

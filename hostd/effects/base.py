@@ -64,6 +64,8 @@ class Workbench:
     """Containers on the way to, or at, their gate, by migration; they do not outlive the process."""
     openings: dict[str, Opening] = field(default_factory=dict)
     """Views of the source on their way, by migration; they do not outlive the process."""
+    connections: dict[str, Opening] = field(default_factory=dict)
+    """Connections to sources on their way, by migration."""
     why_cold: dict[str, str] = field(default_factory=dict)
     """Why a container that waited was sent away again before its start, by migration."""
     boot: str = ""

@@ -35,6 +35,7 @@ def _detach(context: Context, arrival: Arrival) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
+            arrival.union.put_away()
             arrival.union.detach_remote()
         except TransientError:
             context.check_cancelled()

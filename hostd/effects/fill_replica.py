@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
-from events.errors import PermanentError
+from events.errors import PermanentError, TransientError
 from hostd.effects.arrival import Arrival, arrivals, peer_of_source
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.limited import EndedError, pull
@@ -40,7 +40,7 @@ class FillReplica(Effect):
         started = time.monotonic()
         everywhere = arrivals(context)
         for arrival in everywhere:
-            arrival.union.put_away()
+            _put_away(context, arrival)
         here = [arrival for arrival in everywhere if not arrival.union.state().settled]
         for arrival in here:
             arrival.union.admit()  # what an earlier attempt has brought
@@ -59,6 +59,14 @@ class FillReplica(Effect):
             "files": tally.received_files,
             "duration_seconds": round(time.monotonic() - started, 3),
         }
+
+
+def _put_away(context: Context, arrival: Arrival) -> None:
+    """What a plain tree does not need. Neither the fill nor a way back waits for it; ``detach_remote`` does."""
+    try:
+        arrival.union.put_away()
+    except TransientError as error:
+        context.log.warning("what was opened to read the source through is still in use", reason=str(error))
 
 
 def _look_at_source(context: Context, wanted: list[tuple[Arrival, list[Placeholder]]]) -> None:

@@ -50,6 +50,7 @@ class FoldUnion(Effect):
                 outage = time.monotonic() - began
         for arrival in here:
             if arrival.union.stage.exists():
+                arrival.union.put_away()
                 keep_evidence(arrival.union, context.directory)
                 gone_with_container = arrival.union.layer and arrival.union.layer_root() is None
                 arrival.union.remove(abandon=gone_with_container)

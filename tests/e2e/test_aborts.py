@@ -12,7 +12,7 @@ from events import schema
 from hostd.manifest import Entry
 from labkit import Host
 from labkit.waiting import wait_until
-from tests.support.fleet import Fleet, differences, told, without_state
+from tests.support.fleet import ON_A_UNION, Fleet, differences, told, without_state
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
@@ -109,7 +109,7 @@ def test_an_abort_before_the_claim_takes_a_mounted_union_down_again(fleet: Fleet
     before = shop(fleet, "under")
     fleet.failpoints("hostd/alpha", "source.vouch_for_tracking:before_effect=pause")
     since = fleet.log_size("alpha.hostd")
-    fleet.request("under-1", "under")
+    fleet.request("under-1", "under", **ON_A_UNION)
     fleet.wait_step("alpha.hostd", '"point": "source.vouch_for_tracking:before_effect"', since)
     fleet.execute("alpha", "under", "head -c 5000000 /dev/urandom > /data/late")
     tree = tree_of(fleet, "under")

@@ -18,7 +18,7 @@ from hostd.plan import Plan
 from labkit.process import Process
 from labkit.waiting import wait_until
 from labkit.witness import Witness, wait_until_answering
-from tests.support.fleet import Fleet
+from tests.support.fleet import ON_A_UNION, Fleet
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -149,7 +149,8 @@ def _run(fleet: Fleet, case: Case) -> None:
     fleet.at_end(witness.stop)
     _arm(fleet, case)
     fleet.wait_listed("alpha", container)
-    fleet.request(name, container, max_rounds=2)
+    # What is stale comes at once, or through a union: a crash meets either.
+    fleet.request(name, container, max_rounds=2, **(ON_A_UNION if case.action == "kill" else {}))
     process = _process(fleet, case.process)
 
     def progressed() -> bool:

@@ -5,11 +5,13 @@ A choice of moments; the matrix of all failpoints is generated elsewhere.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from labkit.waiting import wait_until
 from labkit.witness import Witness, load_keys, wait_until_answering
-from tests.support.fleet import Fleet, told
+from tests.support.fleet import ON_A_UNION, Fleet, told
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
 
@@ -66,11 +68,33 @@ def assert_ends_well(fleet: Fleet, name: str, witness: Witness) -> None:
     ],
 )
 def test_an_agent_that_is_killed_carries_on_in_its_next_life(fleet: Fleet, process: str, point: str) -> None:
-    name = f"killed.{point}".replace(":", ".")
+    carries_on(fleet, process, point, **ON_A_UNION)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "target.apply_dirty:before_effect",
+        "target.apply_dirty:after_effect",
+        "target.mount_union:after_effect",
+        "target.start_container:after_effect",
+        "target.fill_replica:before_effect",
+        "target.fill_replica:after_effect",
+    ],
+)
+def test_a_target_that_is_killed_while_what_is_stale_comes_at_once_carries_on(fleet: Fleet, point: str) -> None:
+    """A1: what it has placed stays placed, and what was opened to read the source through is taken down in the next life."""
+    carries_on(fleet, "beta", point)
+    assert fleet.mounts("beta") == []
+
+
+def carries_on(fleet: Fleet, process: str, point: str, **request: Any) -> None:
+    """A migration during which the agent of a host is killed at a point, and started again."""
+    name = f"{'killed' if request else 'sudden'}.{point}".replace(":", ".")
     witness = service(fleet, name)
     hostd = fleet.lab.host(process).hostd
     fleet.failpoints(f"hostd/{process}", f"{point}=kill")
-    fleet.request(f"{name}-1", name)
+    fleet.request(f"{name}-1", name, **request)
     wait_until(lambda: not hostd.running, f"nobody passes {point}", 30)
     fleet.failpoints(f"hostd/{process}", "")
     hostd.start()

@@ -20,7 +20,7 @@ from labkit.probes import etcd_answers
 from labkit.spec import REPOSITORY
 from labkit.waiting import wait_until
 from tests.support.etcd import free_port
-from tests.support.fleet import Fleet
+from tests.support.fleet import ON_A_UNION, Fleet
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(90)]
 
@@ -217,7 +217,7 @@ def test_sigterm_while_the_container_stands_on_the_union_leaves_it_running(fleet
     fleet.volume("alpha", "up-data")
     writer = "trap 'exit 0' TERM; while :; do echo x >> /data/log; sleep 0.1; done"
     fleet.run("up", command=["sh", "-c", writer], volumes={"up-data": {"bind": "/data"}})
-    fleet.migrate("up-1", "up")
+    fleet.migrate("up-1", "up", **ON_A_UNION)
     started = fleet.present("beta", "up").attrs["State"]["StartedAt"]
     assert fleet.mounts("beta")
     assert fleet.beta.hostd.stop(STOP_SECONDS)

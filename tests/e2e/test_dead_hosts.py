@@ -9,7 +9,7 @@ import pytest
 from events import schema
 from labkit.waiting import wait_until
 from labkit.witness import Witness, wait_until_answering
-from tests.support.fleet import Fleet, told
+from tests.support.fleet import ON_A_UNION, Fleet, told
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
 
@@ -32,7 +32,7 @@ def dies_at(fleet: Fleet, name: str, dying: str, host: str, point: str, *, actio
     """Bring a migration to a point and take the power from a host there. Unless it pauses there, it goes on failing."""
     fleet.failpoints(f"hostd/{host}", f"{point}={action}")
     since = fleet.log_size(f"{host}.hostd")
-    fleet.request(f"{name}-1", name)
+    fleet.request(f"{name}-1", name, **ON_A_UNION)
     fleet.wait_step(f"{host}.hostd", f'"point": "{point}"', since, 40)
     fleet.lab.host(dying).power_cut()
     fleet.oracle.lost_power(dying)

@@ -17,7 +17,7 @@ from tests.e2e.conftest import Ground
 from tests.e2e.test_configuration import EVERYTHING, moved, start
 from tests.e2e.test_image_and_networks import network, reasons_of
 from tests.support import same_container
-from tests.support.fleet import Container, Fleet, differences
+from tests.support.fleet import ON_A_UNION, Container, Fleet, differences
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -231,7 +231,7 @@ def test_a_redis_in_use_moves_between_engines_and_rolls_back_without_losing_a_re
     witness.start()
     fleet.at_end(witness.stop)
     witness.wait_for_more(100)
-    events = fleet.migrate(migration, name, source=source, target=target)
+    events = fleet.migrate(migration, name, source=source, target=target, **ON_A_UNION)
     assert next(event.data for event in events if isinstance(event.data, schema.TargetClaimed)).remainder == "federated"
     witness.wait_for_more(100)
     assert witness.answers[-1].address == addresses[1]

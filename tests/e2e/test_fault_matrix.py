@@ -14,7 +14,7 @@ import pytest
 from events.schema import TERMINAL_PHASES
 from labkit.waiting import wait_until
 from labkit.witness import Witness, wait_until_answering
-from tests.support.fleet import VOLUMES, Fleet, differences, told
+from tests.support.fleet import ON_A_UNION, VOLUMES, Fleet, differences, told
 from tests.support.host_faults import (
     AROUND_THE_STOP,
     EVERYWHERE,
@@ -108,7 +108,8 @@ def run(fleet: Fleet, case: Case) -> None:
     fleet.failpoints(f"hostd/{phase.host}", f"{phase.point}=delay({HOLD_SECONDS})@1")
     since = fleet.log_size(log)
     # A dockerd that is killed while a warm start waits at its gate keeps the port of it (docs/limits.md).
-    fleet.request(migration, container, max_rounds=2, start="cold" if "live-restore" in case.name else "warm")
+    start = "cold" if "live-restore" in case.name else "warm"
+    fleet.request(migration, container, max_rounds=2, start=start, **ON_A_UNION)
     if phase.rolling_back:
         fleet.wait_end(migration, "completed")
         fleet.control(migration, "rollback")

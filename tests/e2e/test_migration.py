@@ -11,7 +11,7 @@ import pytest
 from events import schema
 from labkit.waiting import wait_until
 from labkit.witness import Witness, load_keys, wait_until_answering
-from tests.support.fleet import STRAIGHT, Container, Fleet, differences
+from tests.support.fleet import ON_A_UNION, STRAIGHT, Container, Fleet, differences
 from tests.support.trees import access_list, grow
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
@@ -84,7 +84,10 @@ def remove_tree(tree: Path) -> None:
 # --- a service that is used --------------------------------------------------------------------------
 
 
-def test_a_redis_in_use_moves_with_its_configuration_and_without_losing_an_acknowledged_record(fleet: Fleet) -> None:
+@pytest.mark.parametrize("on_a_union", [True, False])
+def test_a_redis_in_use_moves_with_its_configuration_and_without_losing_an_acknowledged_record(
+    fleet: Fleet, on_a_union: bool
+) -> None:
     web = fleet.run(
         "web",
         image="redis",
@@ -109,7 +112,8 @@ def test_a_redis_in_use_moves_with_its_configuration_and_without_losing_an_ackno
     fleet.at_end(witness.stop)
     witness.wait_for_more(50)
 
-    events = fleet.migrate("web-1", "web")
+    migration = f"web-{int(on_a_union)}"
+    events = fleet.migrate(migration, "web", **(ON_A_UNION if on_a_union else {}))
     witness.wait_for_more(50)
     witness.stop()
 
@@ -124,24 +128,30 @@ def test_a_redis_in_use_moves_with_its_configuration_and_without_losing_an_ackno
     assert [name for name in rest if name != "source_digested"] == list(STRAIGHT)
     assert types.index("target_started") < types.index("source_digested") < types.index("verified")
 
+    claimed = next(event.data for event in events if isinstance(event.data, schema.TargetClaimed))
+    assert claimed.remainder == ("federated" if on_a_union else "finished")
+
     moved = fleet.present("beta", "web")
     assert essential(moved) == before
-    assert fleet.policy("beta", "web") == "no", "the agent supervises it while it stands on the union"
     assert fleet.running("beta", "web")
+    if on_a_union:
+        assert fleet.policy("beta", "web") == "no", "the agent supervises it while it stands on the union"
 
     assert fleet.container("alpha", "web") is None
-    kept = fleet.present("alpha", "web.cargo-web-1")
-    assert (kept.id, kept.status, fleet.policy("alpha", "web.cargo-web-1")) == (web.id, "exited", "no")
+    kept = fleet.present("alpha", f"web.cargo-{migration}")
+    assert (kept.id, kept.status, fleet.policy("alpha", f"web.cargo-{migration}")) == (web.id, "exited", "no")
     assert not any("(fuse.sshfs)" in mount for mount in fleet.mounts("beta")), "the source may be switched off"
-    assert not fleet.records("alpha", "web-1")
+    assert not fleet.records("alpha", migration)
 
-    fleet.control("web-1", "finalise")
-    fleet.wait_for("web-1", "finalised")
+    if on_a_union:
+        fleet.control(migration, "finalise")
+    fleet.wait_for(migration, "finalised")
+    assert fleet.mounts("beta") == []
     assert (fleet.policy("beta", "web"), fleet.running("beta", "web")) == ("always", True)
     assert essential(fleet.present("beta", "web")) == before
     wait_until_answering(fleet.beta.spec.address, REDIS_PORT)
     assert witness.missing_from(fleet.beta.spec.address) == []
-    fleet.assert_sound("web-1")
+    fleet.assert_sound(migration)
 
 
 def test_no_secret_of_the_container_enters_the_history(fleet: Fleet) -> None:

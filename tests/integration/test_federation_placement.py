@@ -108,6 +108,33 @@ def test_a_stale_file_becomes_a_placeholder_with_everything_but_contents(bench: 
     assert applied.stale_bytes == 16
 
 
+def test_contents_that_are_given_and_find_no_room_become_placeholders_which_need_none(bench: Bench) -> None:
+    """D5: a disk that somebody else has filled costs no outage; the fill waits for room."""
+    bench.source.mkdir()
+    before = bench.copied()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(bench.base)], check=True)
+    try:
+        for place in (bench.source, bench.upper):
+            place.mkdir()
+        contents = {b"fits": b"a" * 100_000, b"is too large": b"b" * 3_000_000, b"comes after": b"c" * 100_000}
+        entries = [
+            Entry(path=path, kind="f", mode=0o600, size=len(data), stale=True)
+            for path, data in sorted(contents.items())
+        ]
+        root = next(iter(before.values()))
+        applied = apply(
+            bench.upper, bench.basis, [root, *entries], spare=bench.spare, contents=lambda _wanted: contents
+        )
+        assert (applied.written, sorted(h.path for h in applied.placeholders)) == (2, [b"is too large"])
+        for path, data in contents.items():
+            placed = bench.upper / os.fsdecode(path)
+            assert placed.stat().st_size == len(data)
+            assert bool(marks(placed)) == (path == b"is too large")
+            assert bool(marks(placed)) or placed.read_bytes() == data
+    finally:
+        subprocess.run(["umount", str(bench.base)], check=True)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_applied_once_or_twice_the_tree_is_exact(bench: Bench, seed: int) -> None:
     """P7: repetition is harmless; a placeholder never ends up among the old versions."""

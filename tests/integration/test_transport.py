@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -89,35 +90,31 @@ def test_one_connection_is_shared_and_nothing_is_left_when_closed(place: Place) 
     wait_for(lambda: not place.ssh_processes())
 
 
-def test_a_connection_that_was_begun_ahead_is_the_one_that_is_used(place: Place) -> None:
-    place.transport.connect_ahead(place.peer)
-    place.transport.connect_ahead(place.peer)
-    place.transport.check(place.peer)
-    assert len(place.ssh_processes()) == 1
-
-
-def test_a_connection_begun_ahead_that_fails_is_told_by_whoever_needs_it(place: Place) -> None:
-    place.sshd.stop()
-    place.sshd.change_host_key()
-    place.sshd.start()
-    place.transport.connect_ahead(place.peer)
-    with pytest.raises(HostKeyError, match="SECURITY"):
-        place.transport.check(place.peer)
-
-
-def test_closing_does_not_leave_behind_what_is_being_begun_ahead(place: Place) -> None:
-    """Whenever the agent ends: nobody would end that connection."""
+def test_whoever_waits_for_anothers_connecting_can_be_told_to_stop(place: Place) -> None:
+    """C1: a source that does not answer holds up one of them for half a minute, and an abort must not wait for that."""
     place.sshd.freeze()
+    first, second = threading.Event(), threading.Event()
+    ended: list[str] = []
+
+    def connect(name: str, cancelled: threading.Event) -> None:
+        with contextlib.suppress(CancelledError):
+            place.transport.check(place.peer, cancelled=cancelled)
+        ended.append(name)
+
+    threads = [
+        threading.Thread(target=connect, args=job, daemon=True) for job in (("first", first), ("second", second))
+    ]
     try:
-        place.transport.connect_ahead(place.peer)
+        threads[0].start()
         wait_for(lambda: bool(place.ssh_processes()))
-        place.transport.close()
-        wait_for(lambda: not place.ssh_processes())
+        threads[1].start()
+        second.set()
+        wait_for(lambda: ended == ["second"])
+        first.set()
+        wait_for(lambda: ended == ["second", "first"])
+        assert place.ssh_processes() == []
     finally:
         place.sshd.thaw()
-    with pytest.raises(TransientError):
-        place.transport.check(place.peer)
-    assert place.ssh_processes() == []
 
 
 def test_a_connection_is_let_go_once_nothing_goes_through_it(place: Place) -> None:

@@ -275,6 +275,12 @@ class Checker:
             self.world.at_stop = dict(files)
         elif event.type in ("abort_ordered", "release_ordered", "target_stopped", "target_asserted_off"):
             record.frozen = None
+        if event.type == "verified":
+            volume = self.world.hosts[record.host("target")].volumes.get(VOLUME)
+            if volume is not None and volume.union is not None and volume.union.remote:
+                raise ViolationError(
+                    "P11", "it counts as verified, and the source's tree is still mounted on the target"
+                )
         given_up = event.type == "target_asserted_off"
         if event.type == "target_stopped":
             order = next(e.data for e in record.events if isinstance(e.data, RollbackOrdered))

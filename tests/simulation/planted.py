@@ -433,6 +433,24 @@ def generation_ends_with_its_round(stack: contextlib.ExitStack) -> None:
     _run(stack, pull_round=pull)
 
 
+def view_of_a_plain_tree_kept(stack: contextlib.ExitStack) -> None:
+    def detach(ctx: Ctx) -> Performance:
+        yield
+        union = ctx.volume().federated
+        if union is not None:
+            union.remote = False
+
+    def fill(ctx: Ctx) -> Performance:
+        union = ctx.volume().union
+        kept = union is not None and union.settled and union.remote
+        outcome = yield from target_data.fill_replica(ctx)
+        if union is not None and kept:
+            union.remote = True
+        return outcome
+
+    _run(stack, detach_remote=detach, fill_replica=fill)
+
+
 def whole_list_taken_for_a_part(stack: contextlib.ExitStack) -> None:
     real = target_data.apply_entries
 
@@ -566,6 +584,12 @@ BUGS = (
         ("P2", "P13"),
         failed_sync_is_success,
         seed=53,
+    ),
+    Bug(
+        "view_of_a_plain_tree_kept",
+        "what was opened to read the source through is not taken down where no union came of it",
+        ("P11",),
+        view_of_a_plain_tree_kept,
     ),
     Bug("watch_resumed_too_far", "a watch goes on one revision too far", ("E13", "P13"), watch_resumed_too_far),
     Bug("blind_retry", "an append whose reply was lost is repeated without looking", ("P6",), blind_retry, seed=3),

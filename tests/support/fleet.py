@@ -64,6 +64,10 @@ STRAIGHT = (
 )
 """A migration without incident, but for the rounds and ``source_digested``, which has no fixed place."""
 
+ON_A_UNION: Mapping[str, Any] = {"bwlimit_kib": 10_000_000}
+"""Asked for with this, a container starts on a union also when little is stale: a limit, if only one that is never reached, has the
+target ask nothing of the view of the source in the stop window."""
+
 _DUMP = """if 1:
     import sys
     from pathlib import Path

@@ -12,10 +12,11 @@ import structlog
 
 from events import schema
 from hostd.effects import apply_dirty
-from hostd.effects.apply_dirty import AT_HAND_SECONDS, ApplyDirty
+from hostd.effects.apply_dirty import ApplyDirty
 from hostd.manifest import Entry
 from hostd.placement import Applied, Placeholder
 from hostd.plan import View
+from hostd.remainder import AT_HAND_SECONDS
 from tests.support.histories import REF
 from tests.unit.test_remainder import stale, view
 
@@ -138,6 +139,14 @@ def test_what_was_mounted_before_a_crash_is_left_and_told_as_it_is(
     tree = Tree(**state)
     run = Run(monkeypatch, view(stale(4, 1)), tree, gives=True)
     assert (run.kind, tree.applied) == (kind, [])
+
+
+def test_what_a_last_round_has_brought_before_a_crash_is_not_said_to_have_been_at_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = view(stale(4, 1), ordered={"downtime_budget_seconds": 10.0})
+    run = Run(monkeypatch, seen, Tree(settled=True), gives=True)
+    assert (run.kind, "downtime budget" in run.why) == ("finished", True)
 
 
 def test_the_list_of_a_tree_is_needed_whatever_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

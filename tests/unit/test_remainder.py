@@ -85,6 +85,23 @@ def test_very_little_is_asked_of_the_view_first_where_one_is_open_and_nothing_li
     assert decide(view(dirty, **how)).at_hand == at_hand
 
 
+@pytest.mark.parametrize(
+    ("rounds", "at_hand"),
+    [
+        ((finished_round(1, 100 * MB, 1.0),), True),
+        ((finished_round(1, 100 * MB, 10.0),), False),
+        ((finished_round(1, 100 * MB, 10.0), finished_round(2, 10 * MB, 0.1)), True),
+        ((finished_round(1, MB, 10.0),), True),
+        ((), True),
+    ],
+)
+def test_the_view_is_not_asked_for_what_no_round_could_have_brought_in_time(
+    rounds: tuple[schema.SyncFinished, ...], at_hand: bool
+) -> None:
+    """The best rate counts, of rounds that moved enough to show one."""
+    assert decide(view(stale(2 * MB, 1), rounds=rounds)).at_hand == at_hand
+
+
 def test_what_is_at_hand_is_counted_over_all_trees() -> None:
     mounts = tuple(
         schema.Mount(kind="volume", name=name, destination=f"/{name}", tree=f"/v/{name}") for name in ("one", "two")

@@ -95,6 +95,8 @@ def fold_union(ctx: Ctx) -> Performance:
             assert container is not None
             ctx.agent.world_start(container)
     yield
+    if volume.union is not None and volume.union.remote:
+        unmount_all(ctx, volume.union)
     volume.union = None
     ctx.host.layers.pop(ctx.migration, None)
     if container is not None and container.id in ctx.host.containers:

@@ -331,8 +331,8 @@ def visible_tree(ctx: Ctx, volume: Volume) -> Tree:
 def detach_remote(ctx: Ctx) -> Performance:
     yield
     union = ctx.volume().union
-    if union is not None and union.remote and not union.settled:
-        if union.fill_list():
+    if union is not None and union.remote:
+        if not union.settled and union.fill_list():
             raise PermanentError("files still have their contents on the source")
         union.remote = False
     return None
