@@ -11,7 +11,7 @@ the fleet's authority has signed (``events/membership.py``). The rules:
 
 Anything else raises UntrustedError: everybody holds that migration, and only that. The chain is checked by
 ``events/history.py`` before. Pins are read again when they are older than PINS_SECONDS, and whenever an author is not
-among them; they are never assumed.
+among them or a signature is not by the key that they name; they are never assumed.
 """
 
 from __future__ import annotations
@@ -94,12 +94,18 @@ class Trust:
         """Event number and words for everything that ``check`` would refuse."""
         found: list[tuple[int, str]] = []
         uncovered: list[Event] = []
-        tails = {former.tails.get(migration) for member in self.members().values() for former in member.former}
+        tails = self._tails(migration)
+        newest_pins = False
         for event in events:
             if event.seq == 1:  # an archived migration's name may be used again
                 self._requests.pop(migration, None)
             member = self.member(event.by)
             why = self._forged(migration, event, member)
+            if why and not newest_pins:  # its author may have come back with another key since they were read
+                self._refresh(0.0)
+                newest_pins, tails = True, self._tails(migration)
+                member = self.member(event.by)
+                why = self._forged(migration, event, member)
             if why:
                 found.append((event.seq, f"migration {migration}: event {event.seq} ({event.type}) {why}"))
                 continue
@@ -121,6 +127,10 @@ class Trust:
                 )
             )
         return sorted(found)
+
+    def _tails(self, migration: str) -> set[str | None]:
+        """What was the last event when a key was withdrawn, as digests."""
+        return {former.tails.get(migration) for member in self.members().values() for former in member.former}
 
     def _forged(self, migration: str, event: Event, member: Member | None) -> str:
         if not event.signature:

@@ -23,6 +23,7 @@ _OPENAT2 = 437
 _RESOLVE = 0x01 | 0x04 | 0x08
 """RESOLVE_NO_XDEV, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH of openat2(2)."""
 _RENAME_EXCHANGE = 2
+_STATX_BTIME = 0x800
 _PATH_CHUNK_BYTES = 3500
 """The kernel takes at most 4095 bytes at once; a deeper path is walked in pieces."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -31,6 +32,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _Statx(ctypes.Structure):
+    """The beginning of statx(2)'s answer, and room for the rest of its 256 bytes."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint32), ("before", ctypes.c_uint8 * 76), ("birth_seconds", ctypes.c_int64),
+        ("birth_nanoseconds", ctypes.c_uint32), ("after", ctypes.c_uint8 * 164),
+    )  # fmt: skip
 
 
 def open_beneath(root: int, path: bytes, flags: int = _DIRECTORY) -> int:
@@ -186,6 +196,21 @@ def exchange(first: Path | bytes, second: Path | bytes) -> None:
     if _libc.renameat2(at, os.fsencode(first), at, os.fsencode(second), _RENAME_EXCHANGE) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fsdecode(first))
+
+
+def born_ns(path: Path) -> int | None:
+    """When what ``path`` names, itself, was made (statx(2)), which nothing changes later. None: not kept here. Raises OSError.
+
+    With the inode's number it tells a thing from a later one that got the same number.
+    """
+    answer = _Statx()
+    at, no_follow = -100, 0x100  # AT_FDCWD, AT_SYMLINK_NOFOLLOW
+    if _libc.statx(at, os.fsencode(path), no_follow, _STATX_BTIME, ctypes.byref(answer)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(path))
+    if not answer.mask & _STATX_BTIME:
+        return None
+    return int(answer.birth_seconds) * 10**9 + int(answer.birth_nanoseconds)
 
 
 def remove_tree(at: int, name: bytes, trash: Path) -> None:

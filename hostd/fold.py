@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from events.errors import PermanentError
-from hostd.beneath import Beneath, exchange, reach, remove_tree
+from hostd.beneath import Beneath, born_ns, exchange, reach, remove_tree
 from hostd.own_file import read_own
 from hostd.placement import METACOPY, OVERLAY_PREFIX, REDIRECT, Metadata, read_xattrs, set_metadata
 from hostd.transport import sync_filesystem
@@ -35,7 +35,24 @@ class _Times(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Swap(msgspec.Struct, frozen=True, array_like=True):
+    """Which tree it is, whatever its name: a file system gives the number of what is removed to what is made next."""
+
     inode: int
+    born_ns: int | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> _Swap | None:
+        """Of what lies at ``path``, if anything does."""
+        try:
+            return cls(path.lstat().st_ino, born_ns(path))
+        except FileNotFoundError:
+            return None
+
+    def lies_at(self, path: Path) -> bool:
+        found = _Swap.of(path)
+        if found is None or found.inode != self.inode:
+            return False
+        return found.born_ns == self.born_ns or None in (found.born_ns, self.born_ns)
 
 
 @dataclass
@@ -83,11 +100,11 @@ def swap_into_place(tree: Path, place: Path, journal: Path) -> None:
     Raises PermanentError when neither name holds what the journal says.
     """
     if not journal.exists():
-        write_durably(journal, msgspec.msgpack.encode(_Swap(tree.lstat().st_ino)))
-    wanted = read_own(journal, _Swap).inode
-    if _inode(place) == wanted:
+        write_durably(journal, msgspec.msgpack.encode(_Swap(tree.lstat().st_ino, born_ns(tree))))
+    wanted = read_own(journal, _Swap)
+    if wanted.lies_at(place):
         return
-    if _inode(tree) != wanted:
+    if not wanted.lies_at(tree):
         raise PermanentError(
             f"the data that should take its place at {place} is neither there nor at {tree}. Nothing was changed; "
             "somebody has moved it by hand, and a person has to look."
@@ -107,14 +124,14 @@ def swapped(place: Path, journal: Path) -> bool:
     """Whether ``swap_into_place`` has done its work."""
     if not journal.exists():
         return False
-    return _inode(place) == read_own(journal, _Swap).inode
+    return read_own(journal, _Swap).lies_at(place)
 
 
 def may_take_its_place(tree: Path, journal: Path) -> bool:
     """Whether ``tree`` is what ``swap_into_place`` is to bring, or has brought, to a place."""
     if not journal.exists():
         return tree.exists()
-    return _inode(tree) == read_own(journal, _Swap).inode
+    return read_own(journal, _Swap).lies_at(tree)
 
 
 def write_durably(file: Path, content: bytes, mode: int = 0o600) -> None:
@@ -140,13 +157,6 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.lstat().st_ino
-    except FileNotFoundError:
-        return None
 
 
 def _survey(upper: Beneath, *, layer: bool) -> _Work:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from labkit import Lab, LabError
+from labkit import Lab
 from tests.support.fleet import Fleet, bring_up
 
 NAME = os.environ.get("CARGO_E2E_LAB", "e2e")
@@ -16,11 +16,12 @@ SUBNET = os.environ.get("CARGO_E2E_SUBNET", "10.77.8")
 
 
 LOG_LINES = 60
+SHORT_CHARACTERS = 1500
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failing test shows how the daemons' logs ended: the lab is gone when a person looks."""
+    """A failing test shows how the daemons' logs ended: the lab is gone when a person looks. Last, once more, what failed."""
     report = yield
     fleet = getattr(item, "funcargs", {}).get("fleet")
     if report.failed and isinstance(fleet, Fleet):
@@ -29,6 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             if log.name.endswith("hostd.log") or log.name == "coordinator.log":
                 tail = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
                 report.sections.append((f"the end of {log.name}", "\n".join(tail)))
+        report.sections.append((f"in short: {item.name}, {report.when}", report.longreprtext[-SHORT_CHARACTERS:]))
     return report
 
 
@@ -69,10 +71,10 @@ def fleet(ground: Ground) -> Iterator[Fleet]:
     """Two hosts with agents, a coordinator, and nothing else."""
     made = Fleet(ground.lab, ground.images)
     yield made
+    sound = False
     try:
         made.close()
-    except (AssertionError, LabError):
-        ground.rebuild()
-        raise
-    if made.spoilt:  # whatever it left, inside of a daemon too, must not fail the next ones
-        ground.rebuild()
+        sound = not made.spoilt
+    finally:
+        if not sound:  # whatever it left, inside of a daemon too, must not fail the next ones
+            ground.rebuild()

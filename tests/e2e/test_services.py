@@ -15,7 +15,7 @@ import pytest
 from labkit import Host
 from labkit.spec import REPOSITORY
 from labkit.waiting import wait_until
-from tests.support.fleet import Fleet, differences
+from tests.support.fleet import ON_A_UNION, Fleet, differences
 from tests.support.trees import grow
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
@@ -112,7 +112,7 @@ def test_after_a_reboot_the_data_is_there_before_docker_starts_a_container(fleet
     fleet.run("first", command=PATIENT, volumes={"first": {"bind": "/data"}}, restart_policy={"Name": "always"})
     fleet.failpoints("hostd/alpha", "source.disarm_restart:before_effect=pause")
     since = fleet.log_size("alpha.hostd")
-    fleet.request("first-1", "first")
+    fleet.request("first-1", "first", **ON_A_UNION)
     fleet.wait_step("alpha.hostd", '"point": "source.disarm_restart:before_effect"', since)
     fleet.execute(
         "alpha", "first", "head -c 3000000 /dev/urandom > /data/late; sha256sum < /data/late > /data/late.sum"

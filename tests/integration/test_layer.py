@@ -299,6 +299,29 @@ def test_what_a_container_wrote_goes_on_in_the_next_one(bench: Bench) -> None:
     assert not os.listdir(third.upper)
 
 
+def test_a_layer_that_got_the_inode_of_a_removed_one_is_not_taken_for_it(disk: tuple[Path, Path]) -> None:
+    """F7: a file system gives the number of what is removed to what is made next."""
+    place, _ = disk
+    first = Overlay(place / "first", place / "image")
+    union = Union(place / "stage", first.upper, layer=True)
+    union.create()
+    (union.upper_tree / "arrived").write_text("x")
+    union.place_plain()
+    assert union.layer_root() == first.upper
+    number = first.upper.stat().st_ino
+    shutil.rmtree(first.upper)
+    made = []
+    while not made or made[-1].stat().st_ino != number:
+        made.append(place / f"{len(made)}")
+        made[-1].mkdir()
+        assert len(made) < 1000, "this file system does not do that"
+    union = Union(union.stage, made[-1], layer=True)
+    assert union.layer_root() is None
+    with pytest.raises(PermanentError, match="by hand"):
+        union.place_plain()
+    assert not os.listdir(made[-1])
+
+
 def test_marks_of_another_kernel_do_not_travel_and_contents_in_the_image_are_refused(bench: Bench) -> None:
     """P14."""
     for name in ("plain", "elsewhere"):

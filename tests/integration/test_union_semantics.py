@@ -8,7 +8,6 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,21 +163,6 @@ def test_a_disk_that_fills_up_after_the_start_stops_the_fill_and_takes_nothing_f
         assert differences(expected, stand.place) == []
     finally:
         stand.close()
-
-
-@pytest.fixture
-def disk(link: Link) -> Iterator[tuple[Path, Path]]:
-    """A file system in a file, and that file: what it holds is what would be found after a loss of power."""
-    image, place = link.directory / "disk", link.directory / "on-disk"
-    place.mkdir()
-    with image.open("wb") as stream:
-        stream.truncate(64 * 1024 * 1024)
-    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    try:
-        yield place, image
-    finally:
-        subprocess.run(["umount", "-R", str(place)], check=True)
 
 
 def after_power_loss(image: Path, where: Path) -> Path:

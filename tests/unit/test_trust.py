@@ -26,6 +26,7 @@ from events.schema import (
 )
 from events.settings import EtcdSettings, TrustSettings
 from events.stamp import Stamper
+from events.trust import Trust
 from tests.support.histories import SAMPLES, prepared
 from tests.support.secured import ALPHA, BETA, COORDINATOR, GAMMA, SecuredFleet
 
@@ -166,6 +167,31 @@ def test_a_member_that_came_back_has_its_old_history_and_its_new_key(fleet: Secu
     fleet.pin(back)
     fleet.append("web-1", third, SAMPLES["step_failed"], ALPHA, key_of=GAMMA)
     assert len(fleet.read("web-1")) == 4
+
+
+@pytest.mark.parametrize("read_between", [False, True])
+def test_the_first_words_of_a_member_that_came_back_are_no_forgery_to_who_knew_its_former_key(
+    fleet: SecuredFleet, read_between: bool
+) -> None:
+    """B14: whoever has read the pins a moment before reads them again; otherwise they would hold the migration."""
+    last = begun(fleet)
+    third = fleet.append("web-1", last, prepared(), ALPHA)
+    reader = fleet.trust()
+    assert len(fleet.read("web-1", trust=reader)) == 3
+    fleet.withdraw(ALPHA, tails={"web-1": third.digest})
+    if read_between:
+        assert len(fleet.read("web-1", trust=reader)) == 3
+    fleet.pin(msgspec.structs.replace(fleet.records[ALPHA], signing_key=fleet.key(GAMMA).public))
+    fleet.clock -= 120  # all of it within a moment
+    fleet.append("web-1", third, SAMPLES["step_failed"], ALPHA, key_of=GAMMA)
+    assert len(fleet.read("web-1", trust=reader)) == 4
+    loads = []
+    trust = Trust(fleet.store.keys, lambda prefix: loads.append(prefix) or fleet.store.range(prefix), fleet.authority)
+    fleet.append("web-1", fleet.read("web-1")[-1], SAMPLES["step_failed"], ALPHA, key_of=BETA)
+    fleet.append("web-1", fleet.store.read("web-1")[-1], SAMPLES["step_failed"], ALPHA, key_of=BETA)
+    with pytest.raises(UntrustedError, match="was not signed by hostd/alpha"):
+        fleet.read("web-1", trust=trust)
+    assert len(loads) == 2, "once for all that does not hold"
 
 
 def test_what_nobody_would_believe_is_not_written(fleet: SecuredFleet) -> None:
