@@ -175,9 +175,9 @@ class Trust:
 
     # --- members -------------------------------------------------------------------------------
 
-    def members(self) -> dict[str, Member]:
-        """All members, also former ones, by name. Raises StoreUnavailableError."""
-        self._refresh(PINS_SECONDS)
+    def members(self, oldest_seconds: float = PINS_SECONDS) -> dict[str, Member]:
+        """All members, also former ones, by name, as they were at most so long ago. Raises StoreUnavailableError."""
+        self._refresh(oldest_seconds)
         return dict(self._members)
 
     def refused(self) -> dict[str, str]:

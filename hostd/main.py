@@ -126,16 +126,19 @@ def _run(
     log.info("serving", address=settings.address, etcd=list(settings.etcd.endpoints))
     supervisor.tell(supervisor.READY)
     keepers: list[Pins | Renewal] = []
+    members_changed = None
     try:
         service = Service(store, bench, failpoints, log)
         # What has been loaded stays. Looking through it again takes the garbage collector 17 ms, also in the middle of an
         # outage.
         gc.freeze()
         if store.trust is not None:
-            keepers = _keepers(settings, store, store.trust, service, log)
+            pins, renewal = _keepers(settings, store, store.trust, service, log)
+            keepers = [pins] if renewal is None else [pins, renewal]
+            members_changed = pins.wake
         for keeper in keepers:
             keeper.start()
-        service.run(stop)
+        service.run(stop, members_changed)
     finally:
         for keeper in keepers:
             keeper.close()
@@ -145,7 +148,7 @@ def _run(
 
 def _keepers(
     settings: HostSettings, store: Store, trust: Trust, service: Service, log: structlog.stdlib.BoundLogger
-) -> list[Pins | Renewal]:
+) -> tuple[Pins, Renewal | None]:
     """What a host of a secured fleet keeps as the fleet's members are: SSH pins, and its own certificate."""
     # Loaded only here: they bring what only a secured fleet needs in memory.
     from events.crypto import SigningKey  # noqa: PLC0415
@@ -154,11 +157,10 @@ def _keepers(
 
     line = partial(authorized_line, state_dir=settings.state_dir)
     files = (settings.ssh_known_hosts, settings.ssh_authorized_keys)
-    keepers: list[Pins | Renewal] = [Pins(settings.name, trust.members, *files, log, line, service.bar)]
-    if settings.etcd.cert is not None and settings.trust.signing_key is not None:
-        own = SigningKey.load(settings.trust.signing_key)
-        keepers.append(Renewal(settings.name, store, settings.etcd, own, log))
-    return keepers
+    pins = Pins(settings.name, partial(trust.members, 0.0), *files, log, line, service.bar)
+    if settings.etcd.cert is None or settings.trust.signing_key is None:
+        return pins, None
+    return pins, Renewal(settings.name, store, settings.etcd, SigningKey.load(settings.trust.signing_key), log)
 
 
 def _mounts(settings: HostSettings, log: structlog.stdlib.BoundLogger) -> int:

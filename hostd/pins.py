@@ -1,7 +1,7 @@
 """Keeps this host's SSH pins as the fleet's members are: whose host key is believed, and whose key may come here.
 
 ``known_hosts`` and ``authorized_keys`` follow from ``members/``, which the fleet's authority has signed. A host that was
-removed is gone from both within a few seconds. Only in a secured fleet; elsewhere a person keeps these files.
+removed is gone from both at once, or within a few seconds if nobody says so. Only in a secured fleet; elsewhere a person keeps these files.
 
 It must never write anything that is not in a record which the authority has signed, nor empty the files because the bus
 does not answer: what is pinned stays as it is until somebody says otherwise.
@@ -24,7 +24,7 @@ HEADER = "# Kept by cargo-hostd from the members of the fleet; what is written h
 
 
 class Pins:
-    """A thread that looks at the members every LOOK_SECONDS."""
+    """A thread that looks at the members when it is told that they changed, and every LOOK_SECONDS."""
 
     def __init__(
         self,
@@ -48,7 +48,8 @@ class Pins:
         self._known_hosts = known_hosts
         self._authorized_keys = authorized_keys
         self._log = log
-        self._closing = threading.Event()
+        self._closing = False
+        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pins", daemon=True)
 
     def start(self) -> None:
@@ -58,9 +59,14 @@ class Pins:
 
     def close(self) -> None:
         """Stop looking; the files stay."""
-        self._closing.set()
+        self._closing = True
+        self._woken.set()
         if self._thread.is_alive():
             self._thread.join(LOOK_SECONDS)
+
+    def wake(self) -> None:
+        """The members have changed: the thread looks now."""
+        self._woken.set()
 
     def look(self) -> None:
         """Write what has changed. What is wrong is logged, and tried again."""
@@ -78,7 +84,11 @@ class Pins:
             self._log.info("SSH pins written", file=str(path), hosts=text.count("\n") - 1)
 
     def _run(self) -> None:
-        while not self._closing.wait(LOOK_SECONDS):
+        while True:
+            self._woken.wait(LOOK_SECONDS)
+            self._woken.clear()  # before the look: what changes during it is looked at once more
+            if self._closing:
+                return
             self.look()
 
 

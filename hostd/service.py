@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -81,16 +82,24 @@ class Service:
         self._registration = Registration(store, self._keys.host(self._host), HOST_TTL_SECONDS)
         self._telling = Telling(store, self._registration, bench, self._container_changed, log)
 
-    def run(self, stop: threading.Event) -> None:
-        """Serve until ``stop``. Raises WrongClusterError, PermanentError."""
+    def run(self, stop: threading.Event, members_changed: Callable[[], None] | None = None) -> None:
+        """Serve until ``stop``. Raises WrongClusterError, PermanentError.
+
+        ``members_changed`` is called, in a secured fleet, whenever there is a new record of a member, and must not block.
+        """
         self._gate.open()
         self._telling.start()
         try:
             inbox = self._keys.inbox(self._host)
-            faults = self._keys.failpoints(f"hostd/{self._host}")
-            with self._store.follow((inbox, faults), stop=stop, tick_seconds=TICK_SECONDS) as follower:
+            prefixes = [inbox, self._keys.failpoints(f"hostd/{self._host}")]
+            if members_changed is not None:
+                prefixes.append(self._keys.members)
+            with self._store.follow(prefixes, stop=stop, tick_seconds=TICK_SECONDS) as follower:
                 for item in follower:
-                    self._take(item, inbox, follower)
+                    if members_changed is not None and not isinstance(item, Tick) and item.prefix == self._keys.members:
+                        members_changed()
+                    else:
+                        self._take(item, inbox, follower)
         finally:
             self._close()
 

@@ -206,3 +206,5 @@ def test_a_host_that_is_removed_in_the_middle_of_a_transfer_loses_everything_at_
     fleet.wait_end("gone-1", "aborted")
     assert fleet.running("alpha", "gone")
     fleet.assert_sound("gone-1")
+    fleet.migrate("gone-2", "gone")  # who has joined is let in, and need not wait until somebody looks
+    fleet.assert_sound("gone-2")

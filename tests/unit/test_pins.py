@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import structlog
 
 from events.errors import StoreUnavailableError
 from events.membership import Member
+from hostd import pins as keeping
 from hostd.pins import HEADER, Pins
+from tests.support.records import wait_until
 
 
 def member(host: str, letter: str) -> Member:
@@ -50,3 +53,19 @@ def test_pins_follow_the_members_and_outlive_the_bus(tmp_path: Path) -> None:
     del fleet.all["hostd/beta"]
     pins.look()
     assert barred[-1] == frozenset(), "that a record is missing is nobody's word"
+
+
+def test_who_is_told_that_the_members_changed_looks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C8: a host that has just joined is let in; a person who tries it at once is not refused."""
+    monkeypatch.setattr(keeping, "LOOK_SECONDS", 3600.0)
+    fleet, known = Fleet(), tmp_path / "known_hosts"
+    pins = Pins("alpha", fleet.members, known, tmp_path / "authorized_keys", structlog.get_logger())
+    pins.start()
+    try:
+        fleet.all["hostd/gamma"] = member("gamma", "C")
+        assert "gamma" not in known.read_text()
+        pins.wake()
+        wait_until(lambda: "gamma" in known.read_text(), "it does not look")
+    finally:
+        pins.close()
+    assert not pins._thread.is_alive()
