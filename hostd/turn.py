@@ -54,23 +54,30 @@ ENDS_STEP = "ends_step"
 
 
 class StartedAgainError(PermanentError):
-    """The source's container ran although it had been stopped.
+    """The source's container ran although it had been stopped; by now it is stopped again, so nobody will find it twice.
 
-    Before the claim that ends the migration: what it has written is nowhere else. ``advice`` says what it means later.
+    Before the claim that ends the migration: what it has written is nowhere else.
     """
 
-    def __init__(self, reason: str, state: str, source: str, target: str) -> None:
+    def __init__(self, reason: str, source: str, target: str) -> None:
         super().__init__(reason)
-        self.ends_migration = state == "frozen"
-        if self.ends_migration:
-            self.advice = ""  # as for any failure that ends it
-        elif state in ("recalling", "carrying"):
-            self.advice = f"the rollback goes on; {source} keeps what was written to its data meanwhile"
-        else:
-            self.advice = (
-                f"the container lives on {target} and goes on there; what has not arrived there yet may hold what was "
-                f"written on {source} meanwhile"
-            )
+        self._source, self._target = source, target
+
+    @staticmethod
+    def ends_migration(state: str) -> bool:
+        """Whether that is so when it is told in ``state`` of the source."""
+        return state == "frozen"
+
+    def advice(self, state: str) -> str:
+        """What it means there; empty as for any failure that ends the migration."""
+        if self.ends_migration(state):
+            return ""
+        if state in ("recalling", "carrying"):
+            return f"the rollback goes on; {self._source} keeps what was written to its data meanwhile"
+        return (
+            f"the container lives on {self._target} and goes on there; what has not arrived there yet may hold what was "
+            f"written on {self._source} meanwhile"
+        )
 
 
 def retry_delay_seconds(failures: int) -> float:
@@ -164,6 +171,8 @@ class Turns:
         """Step and cause of what ended without an event; None repeats it."""
         self.failures = 0
         self.busy_step = ""
+        self.untold: StartedAgainError | None = None
+        """What no repetition would find again: told with the next step when others appended first, whatever step that is."""
 
     def learn(self, fresh: list[Event]) -> Decision:
         """Fold ``fresh``, which continue ``last``. Raises SchemaError."""
@@ -181,6 +190,10 @@ class Turns:
         decision = yield Read()
         if decision.idle or self.rested == (decision.step, decision.cause):
             return False
+        if decision.undo:
+            self.untold = None
+        elif self.untold is not None:
+            return (yield from self._failed(decision, self.untold))
         try:
             yield from self._perform_and_append(decision)
         except CancelledError:
@@ -263,7 +276,9 @@ class Turns:
 
     def _failed(self, decision: Decision, error: CargoError) -> Turn:
         self.failures += 1
-        final = getattr(error, "ends_migration", False)
+        final = isinstance(error, StartedAgainError) and error.ends_migration(self.view.state)
+        if isinstance(error, StartedAgainError):
+            self.untold = error
         retrying = not final and (
             self.view.state in IRREVOCABLE_STATES
             or (isinstance(error, TransientError) and self.failures < MAX_ATTEMPTS_BEFORE_CLAIM)
@@ -275,6 +290,7 @@ class Turns:
                 yield Append(report, decision)
             except (ConflictError, CancelledError):
                 return True
+        self.untold = None
         if not retrying:
             self.failures = 0
             return True
@@ -286,18 +302,19 @@ class Turns:
         known = self.view.failing.get(self.author)
         if known is None or known.step != report.step or known.retrying != report.retrying:
             return True
-        return known.reason != report.reason and report.attempt >= 2 * known.attempt
+        return known.reason != report.reason and (self.untold is not None or report.attempt >= 2 * known.attempt)
 
     def _report(self, decision: Decision, error: CargoError, retrying: bool) -> StepFailed:
         reasons = [_clip(reason) for reason in error.reasons[:MAX_REASONS]] if isinstance(error, RefusedError) else []
         while sum(map(len, reasons)) > MAX_REASONS_CHARACTERS:
             reasons.pop()
+        advice = error.advice(self.view.state) if isinstance(error, StartedAgainError) else ""
         return StepFailed(
             step=decision.step,
             reason=_clip(str(error)),
             retrying=retrying,
             attempt=self.failures,
-            advice=getattr(error, "advice", "") or self._advice(retrying),
+            advice=advice or self._advice(retrying),
             code=_code(error),
             reasons=tuple(reasons),
         )
@@ -323,8 +340,5 @@ def _clip(text: str) -> str:
 
 
 def _code(error: CargoError) -> Any:
-    """Errors that the coordinator answers in a special way name their ``code`` (``hostd/effects/base.py``).
-
-    One that knows better than the state what it means brings its own ``advice``, or ``ends_migration``.
-    """
+    """Errors that the coordinator answers in a special way name their ``code`` (``hostd/effects/base.py``)."""
     return getattr(error, "code", "refused" if isinstance(error, RefusedError) else "failed")

@@ -36,7 +36,6 @@ class GuardSource(Effect):
             f"the container {prepared.container_name!r} was started on {context.host} by something else after it had "
             "been stopped for its move; it was stopped again. Its data there may have changed since: find out what "
             "started it (Compose, a watchdog, a person) and keep it from doing so",
-            context.view.state,
             context.host,
             context.view.request.target,
         )

@@ -17,7 +17,7 @@ from events import schema
 from events.records import decode_placement
 from events.schema import Event
 from labkit.waiting import wait_until
-from tests.support.fleet import Container, Fleet
+from tests.support.fleet import ON_A_UNION, Container, Fleet
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
 
@@ -395,7 +395,7 @@ def test_a_placement_that_somebody_removed_is_written_again(fleet: Fleet) -> Non
     fleet.sleeper("lost", volumes={"lost-data": {"bind": "/data"}}, restart_policy={"Name": "always"})
     fleet.failpoints("hostd/alpha", "source.vouch_for_tracking:before_effect=pause")
     since = fleet.log_size("alpha.hostd")
-    fleet.request("lost-1", "lost")
+    fleet.request("lost-1", "lost", **ON_A_UNION)
     fleet.wait_step("alpha.hostd", '"point": "source.vouch_for_tracking:before_effect"', since)
     fleet.execute("alpha", "lost", "echo late > /data/late")
     fleet.failpoints("hostd/alpha", "")

@@ -10,7 +10,7 @@ from events.schema import Data, StepFailed, TargetClaimed
 from hostd import source, target
 from hostd.plan import Plan
 from hostd.turn import MAX_ATTEMPTS_BEFORE_CLAIM, Append, Operation, Perform, Read, Rest, StartedAgainError, Turns, Wait
-from tests.support.histories import History, prepared
+from tests.support.histories import SAMPLES, History, prepared
 
 Answer = Callable[[Operation], Any]
 
@@ -63,6 +63,8 @@ def failing(name: str, error: CargoError) -> Answer:
             return {field: getattr(prepared(), field) for field in type(prepared()).__struct_fields__}
         if isinstance(operation, Perform) and operation.name == "stop_container" and operation.undo:
             return {"running": True}
+        if isinstance(operation, Perform) and operation.name == "digest_trees":
+            return {"trees": SAMPLES["source_digested"].trees}
         return None
 
     return answer
@@ -137,14 +139,14 @@ def test_a_step_without_an_event_rests_until_its_cause_changes_or_it_is_poked() 
     assert performed(drive(turns, failing("", TransientError("never")))[0]) == ["warm_container", "attach_remote"]
 
 
-def started_again(state: str) -> StartedAgainError:
-    return StartedAgainError("something else started it", state, "alpha", "beta")
+def started_again() -> StartedAgainError:
+    return StartedAgainError("something else started it", "alpha", "beta")
 
 
 def test_a_source_that_something_else_starts_before_the_claim_has_failed_for_good() -> None:
     """A15: what it wrote is in no list, so the coordinator has to end it."""
     turns = turns_at(source.PLAN, "alpha", "source_stopped")
-    asked, _ = drive(turns, failing("guard_source", started_again("frozen")))
+    asked, _ = drive(turns, failing("guard_source", started_again()))
     (report,) = reports(asked)
     assert isinstance(report, StepFailed)
     assert not report.retrying
@@ -154,11 +156,58 @@ def test_a_source_that_something_else_starts_before_the_claim_has_failed_for_goo
 def test_one_that_something_else_starts_after_the_claim_is_guarded_for_ever() -> None:
     """A15."""
     turns = turns_at(source.PLAN, "alpha", "target_claimed")
-    asked, _ = drive(turns, failing("guard_source", started_again("yielded")))
+    asked, _ = drive(turns, failing("guard_source", started_again()))
     (report,) = reports(asked)
     assert isinstance(report, StepFailed)
     assert report.retrying
     assert "lives on beta" in report.advice
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "words"),
+    [((), "aborted"), (("target_claimed",), "lives on beta"), (("target_claimed", "target_started"), "lives on beta")],
+)
+def test_what_only_one_look_could_find_is_told_although_others_append_first(
+    meanwhile: tuple[str, ...], words: str
+) -> None:
+    """A15: it was stopped again, so the next look finds nothing; the step that is next by then tells it."""
+    history = History().up_to("source_stopped")
+    turns = Turns(source.PLAN, "alpha")
+    turns.learn(history.events)
+
+    def overtaken(operation: Operation) -> Any:
+        if isinstance(operation, Append):
+            raise ConflictError("somebody was first")
+        return failing("guard_source", started_again())(operation)
+
+    asked, again = drive(turns, overtaken)
+    assert (len(reports(asked)), again) == (1, True)
+    for name in meanwhile:
+        turns.learn([history.add(name)])
+    asked, _ = drive(turns, failing("", PermanentError("never")))
+    (report,) = reports(asked)
+    assert isinstance(report, StepFailed)
+    assert (performed(asked), report.reason, words in report.advice) == ([], "something else started it", True)
+    assert report.retrying is bool(meanwhile)
+    asked, _ = drive(turns, failing("", PermanentError("never")))
+    assert [data for data in reports(asked) if isinstance(data, StepFailed)] == [], "once"
+
+
+def test_what_ran_before_an_abort_is_nobodys_business_after_it() -> None:
+    """The container goes on where it ran."""
+    history = History().up_to("source_stopped")
+    turns = Turns(source.PLAN, "alpha")
+    turns.learn(history.events)
+
+    def overtaken(operation: Operation) -> Any:
+        if isinstance(operation, Append):
+            raise ConflictError("somebody was first")
+        return failing("guard_source", started_again())(operation)
+
+    drive(turns, overtaken)
+    turns.learn([history.add("abort_ordered")])
+    asked, _ = drive(turns, failing("", PermanentError("never")))
+    assert [type(data).__name__ for data in reports(asked)] == ["SourceRestored"]
 
 
 def test_a_target_claims_nothing_once_the_source_has_failed_for_good() -> None:

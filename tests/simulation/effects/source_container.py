@@ -124,7 +124,7 @@ def guard_source(ctx: Ctx) -> Performance:
     if not running:
         return None  # Docker had not taken note of the end yet
     words = "the container was started by something else after it had been stopped for its move"
-    raise StartedAgainError(words, ctx.view.state, ctx.agent.place, ctx.view.request.target)
+    raise StartedAgainError(words, ctx.agent.place, ctx.view.request.target)
 
 
 def guard_source_undo(ctx: Ctx) -> Performance:
