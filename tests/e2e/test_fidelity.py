@@ -17,7 +17,7 @@ import pytest
 from events import schema
 from hostd.manifest import Entry
 from labkit.waiting import wait_until
-from tests.support.fleet import Fleet, differences, told
+from tests.support.fleet import ON_A_UNION, Fleet, differences, told
 from tests.support.trees import grow, grow_deep
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
@@ -110,7 +110,7 @@ def test_everything_odd_is_on_the_target_exactly_as_on_the_source_at_every_stage
     """P4, D13, D15, D16, D17, D18, D19: on the union, once released, and as a plain volume."""
     begin(fleet, "exact", files=3000)
     fleet.failpoints("hostd/beta", "target.fill_replica:before_effect=pause")
-    fleet.request("exact-1", "exact")
+    fleet.request("exact-1", "exact", **ON_A_UNION)
     fleet.wait_for("exact-1", "target_started", timeout_seconds=200)
     fleet.wait_running("beta", "exact")
     kept = kept_on_source(fleet, "exact")
