@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
+import signal
 from pathlib import Path
 
 RUNTIME = "cargo"
@@ -21,6 +23,8 @@ PLAIN_RUNTIME = "runc"
 """What it is behind its gate."""
 GATES = Path("/run/cargo/gates")
 """The runtime looks here; it knows no configuration. Root's alone, and gone with a reboot."""
+END_SECONDS = 10.0
+"""How long a killed process may take to end."""
 FIFO, PID_FILE, WAITING, SHUT = "start", "pidfile", "waiting", "shut"
 
 
@@ -75,6 +79,25 @@ class Gate:
                 os.write(fd, b"shut")
             finally:
                 os.close(fd)
+
+    def end_process(self) -> None:
+        """Kill the container's first process, which waits for the runtime's ``start`` and has run nothing; once the gate is shut.
+
+        The runtime does that itself, unless it was killed with the Docker that waited for it. Then a Docker that is started
+        anew may not know of the process, nor that it had mounted anything for it. Harmless when there is none.
+        """
+        pid_file = self.pid_file
+        if pid_file is None:
+            return
+        with contextlib.suppress(OSError, ValueError):  # it has ended, and with it the file or the process
+            pid = int(pid_file.read_text(encoding="utf-8"))
+            process = os.pidfd_open(pid)
+            try:
+                if self.directory.name in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                    select.select([process], [], [], END_SECONDS)
+            finally:
+                os.close(process)
 
     def remove(self) -> None:
         """Away with the gate. Only once Docker has ended the start: a later one is not held back."""

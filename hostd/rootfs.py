@@ -112,7 +112,26 @@ def _checked(upper: Path, root: Path) -> Path:
 
 def require_unused(upper: Path) -> None:
     """Raise TransientError while an overlay is mounted with this upper directory: then it is the kernel's."""
-    wanted = os.fsencode(upper)
+    if points := _mounted_at(upper):
+        raise TransientError(
+            f"the writable layer {upper} is still mounted at {os.fsdecode(points[0])}; stop the container "
+            "first. Nothing was changed."
+        )
+
+
+def unmount_left(upper: Path) -> None:
+    """Unmount the root file system of a container that does not run, and whose gate is shut.
+
+    A Docker that was killed while it waited for a start has forgotten that it mounted it. Raises TransientError while
+    anything uses it.
+    """
+    for point in _mounted_at(upper):
+        mounts.unmount(point)
+
+
+def _mounted_at(upper: Path) -> list[bytes]:
+    """Where overlays are mounted with this upper directory."""
+    wanted, points = os.fsencode(upper), []
     for record in mounts.read_mountinfo():
         if record.kind != "overlay":
             continue
@@ -121,10 +140,8 @@ def require_unused(upper: Path) -> None:
             # Docker shortens long option strings by relative paths: ``<id>/diff``.
             shortened = b"/" in value and wanted.endswith(b"/" + value)
             if name == b"upperdir" and (value == wanted or shortened):
-                raise TransientError(
-                    f"the writable layer {upper} is still mounted at {os.fsdecode(record.point)}; stop the container "
-                    "first. Nothing was changed."
-                )
+                points.append(record.point)
+    return points
 
 
 def layer_stage(upper: Path, name: str) -> Path:

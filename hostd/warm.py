@@ -105,6 +105,7 @@ class WarmStart:
                     f"Docker does not end the start of {self.container_id[:12]}, whose gate is shut: it does not run, "
                     "and it is not started before that"
                 )
+        self._gate.end_process()
         self._end()
 
     def _graft(self) -> None:
@@ -163,7 +164,9 @@ def settle_gate(engine: Engine, container_id: str) -> bool:
     if not gate.directory.is_dir():
         return False
     gate.shut()
-    engine.inspect(container_id)  # answers when the start has ended
+    inspected = engine.inspect(container_id) or {}  # answers when the start has ended
+    if not (inspected.get("State") or {}).get("Running"):
+        gate.end_process()
     gate.remove()
     return True
 

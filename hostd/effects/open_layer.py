@@ -26,7 +26,7 @@ from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import arriving_spec
 from hostd.federation import Union
 from hostd.fold import write_durably
-from hostd.rootfs import UnknownStoreError, layer_stage, remove_empty_stages, upper_directory
+from hostd.rootfs import UnknownStoreError, layer_stage, remove_empty_stages, unmount_left, upper_directory
 from hostd.verification import mark_mount
 from hostd.warm import settle_gate
 
@@ -111,6 +111,16 @@ def withdraw_layer(context: Context, why: str) -> None:
         context.bench.why_cold[context.migration] = why
     else:
         settle_gate(context.bench.engine, place.container_id)
-    arrival.union.take_out()
-    context.bench.engine.remove(place.container_id)
+    remove_container(context, place.container_id)
     ensure_layer(context)
+
+
+def remove_container(context: Context, container_id: str) -> None:
+    """The container goes, its writable layer stays: it may have written to it, and the next one is to go on with that."""
+    arrival = layer_arrival(context)
+    if arrival is not None:
+        state = (context.bench.engine.inspect(container_id) or {}).get("State") or {}
+        if not state.get("Running"):
+            unmount_left(arrival.union.place)
+        arrival.union.take_out()
+    context.bench.engine.remove(container_id)

@@ -6,12 +6,12 @@ import time
 from typing import ClassVar
 
 from events.errors import CargoError, TransientError
-from hostd.effects.arrival import layer_arrival, our_container, volume_arrivals
+from hostd.effects.arrival import our_container, volume_arrivals
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import arriving_spec
 from hostd.effects.mount_union import MountUnion, grafts, just_mounted
-from hostd.effects.open_layer import ensure_layer
+from hostd.effects.open_layer import ensure_layer, remove_container
 from hostd.effects.shared import require_shares
 from hostd.inventory import BY_CONTAINER, port_problems
 from hostd.neighbours import announce
@@ -41,7 +41,7 @@ class StartContainer(Effect):
         try:
             container_id, why_cold = _start(context, spec, container_id)
         except CargoError as error:
-            _remove(context, container_id)
+            remove_container(context, container_id)
             raise TransientError(
                 f"Docker could not start the container: {error}{_who_holds(context, error)}"
             ) from error
@@ -52,7 +52,7 @@ class StartContainer(Effect):
             context.log.info("the container's neighbours were not told where it is", reason=problem)
         if missing := missing_ports(spec, inspected):
             engine.stop(container_id)
-            _remove(context, container_id)
+            remove_container(context, container_id)
             raise TransientError(f"Docker started the container without {', '.join(missing)}; it was taken back")
         return {
             "container_id": container_id,
@@ -86,7 +86,7 @@ def _start(context: Context, spec: ContainerSpec, container_id: str) -> tuple[st
         # A start that was undone is not repeated on the same container either.
         state = (engine.inspect(container_id) or {}).get("State") or {}
         if not state.get("Running"):
-            _remove(context, container_id)
+            remove_container(context, container_id)
             container_id = create(context, spec)
             ensure_layer(context)
             MountUnion().run(context)
@@ -106,11 +106,3 @@ def _who_holds(context: Context, error: CargoError) -> str:
         "on this host (which ends its other containers for a moment, unless it runs with live-restore). "
         "The data is safe on both hosts meanwhile, and a rollback needs no restart"
     )
-
-
-def _remove(context: Context, container_id: str) -> None:
-    """The container goes, its writable layer stays: it may have written to it, and the next one is to go on with that."""
-    layer = layer_arrival(context)
-    if layer is not None:
-        layer.union.take_out()
-    context.bench.engine.remove(container_id)

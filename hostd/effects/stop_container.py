@@ -72,15 +72,25 @@ def is_being_stopped(context: Context, inspected: Mapping[str, Any]) -> bool:
 
     Docker goes on with a stop when the agent dies, and needs a moment after the end until it takes note of it.
     """
-    try:
-        return bool(run := _run_of(inspected)) and _asked(context).read_text(encoding="utf-8") == run
-    except (OSError, UnicodeDecodeError):
-        return False
+    return bool(run := _run_of(inspected)) and _asked_run(context) == run
+
+
+def ran_again(context: Context, inspected: Mapping[str, Any]) -> bool:
+    """Whether the container was started since this migration asked for its stop, although it may have ended by now."""
+    return bool(asked := _asked_run(context)) and asked != _run_of(inspected)
 
 
 def _asked(context: Context) -> Path:
     """A file that says which run of the container Docker was asked to stop, and, by its time, when."""
     return context.directory / "stop-asked"
+
+
+def _asked_run(context: Context) -> str:
+    """What it says; empty when it is not there, or a crash has left nothing of it."""
+    try:
+        return _asked(context).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _run_of(inspected: Mapping[str, Any]) -> str:

@@ -55,6 +55,7 @@ SAMPLE = {
     "target without power-stopped",
     "target and etcd cut, leases expire-stopped",
     "coordinator frozen, another takes over-stopped",
+    "target's dockerd killed-stopped",
     "target's dockerd killed-fill",
 }
 """What an ordinary run takes: each kind of fault once, where it hurts most."""

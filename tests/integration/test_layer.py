@@ -25,7 +25,7 @@ from hostd.layer_tracker import LayerTracker
 from hostd.manifest import Entry, compare, decode_manifest, walk, write_manifest
 from hostd.openfiles import OpenFile
 from hostd.placement import METACOPY, OPAQUE, apply
-from hostd.rootfs import require_unused
+from hostd.rootfs import require_unused, unmount_left
 from tests.support.unions import Link, unmount_below
 
 pytestmark = pytest.mark.root
@@ -272,7 +272,11 @@ def test_a_layer_in_use_is_neither_replaced_nor_taken_away(bench: Bench) -> None
     bench.target.mount()
     with pytest.raises(TransientError, match="still mounted"):
         bench.union.take_out()
-    bench.target.unmount()
+    with bench.target.merged.joinpath("written").open(), pytest.raises(TransientError, match="still in use by pid"):
+        unmount_left(bench.target.upper)
+    unmount_left(bench.target.upper)  # as of a container whose start Docker has forgotten
+    assert not mounts.is_mounted(bench.target.merged)
+    unmount_left(bench.target.upper)
 
 
 def test_what_a_container_wrote_goes_on_in_the_next_one(bench: Bench) -> None:

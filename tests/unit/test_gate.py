@@ -200,3 +200,25 @@ def test_a_configuration_that_cannot_be_read_is_left_alone(tmp_path: Path, capsy
     assert run("install", tmp_path) == 1
     assert configuration.read_text() == "{ broken"
     assert "as it was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_process_that_the_killed_runtime_left_at_its_gate_is_ended_and_no_other(tmp_path: Path, mine: bool) -> None:
+    """A12: it has run nothing; a number that another process has by now is not its own."""
+    cgroup = Path("/proc/self/cgroup").read_text().strip()
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        # The container's name is in the path of its control group.
+        gate = Gate(cgroup[:2] if mine else ID, tmp_path / "gates")
+        gate.end_process()
+        gate.make()
+        gate.end_process()
+        (tmp_path / "init.pid").write_text(str(process.pid))
+        (gate.directory / "pidfile").write_text(f"{tmp_path / 'init.pid'}\n")
+        gate.end_process()
+        assert (process.poll() is None) is not mine
+        (tmp_path / "init.pid").unlink()
+        gate.end_process()
+    finally:
+        process.kill()
+        process.wait()

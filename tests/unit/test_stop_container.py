@@ -140,3 +140,28 @@ def test_a_container_that_runs_again_is_stopped_and_told(context: Context, again
     with pytest.raises(PermanentError, match="started on alpha by something else"):
         GuardSource().run(context)
     assert engine_of(context).acts == ["stop"]
+
+
+@pytest.mark.parametrize(("state", "told"), [("frozen", True), ("yielded", False)])
+def test_a_container_that_ran_again_and_has_ended_is_told_while_its_data_is_nowhere_else(
+    context: Context, state: str, told: bool
+) -> None:
+    """A15: something may have started it for a moment; and an agent that stopped it again may have died before it said so."""
+    StopContainer().run(context)
+    engine_of(context).running, engine_of(context).run = False, "of somebody else"
+    context.view.state = state  # type: ignore[misc]
+    if told:
+        with pytest.raises(PermanentError, match=r"started on alpha by something else .* it has ended by now"):
+            GuardSource().run(context)
+    else:
+        assert GuardSource().run(context) is None
+    assert engine_of(context).acts == []
+
+
+@pytest.mark.parametrize("left", [b"", b"\xff"])
+def test_what_a_crash_has_left_of_a_note_is_no_evidence(context: Context, left: bytes) -> None:
+    """A16"""
+    StopContainer().run(context)
+    (context.directory / "stop-asked").write_bytes(left)
+    engine_of(context).running = False
+    assert GuardSource().run(context) is None
