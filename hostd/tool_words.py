@@ -145,8 +145,15 @@ def only_vanished(stderr: str) -> bool:
     return bool(named) and len(stderr) < MAX_WORDS_CHARACTERS and fine
 
 
-def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
-    """The error that rsync's exit code and words mean: the rows D1 to D8 of the fault catalogue."""
+_UNREADABLE_NOW = re.compile(r"send_files failed to open .*\(13\)\Z")
+"""EACCES for root: what may not be read, or a device that has just taken a file's place, on a file system without devices."""
+
+
+def rsync_error(peer: Peer, code: int, stderr: str, *, live: bool = False) -> CargoError:
+    """The error that rsync's exit code and words mean: the rows D1 to D8 of the fault catalogue.
+
+    ``live``: the tree changes while it is copied, so another attempt may meet something else under the same name.
+    """
     if (by_gate := gate_error(peer, stderr)) is not None:
         return by_gate
     if "Host key verification failed" in stderr or _SSH_REFUSED.search(stderr) or "HAS CHANGED" in stderr:
@@ -164,7 +171,8 @@ def rsync_error(peer: Peer, code: int, stderr: str) -> CargoError:
         )
     if code == 23:
         text = f"rsync from {peer.host} could not bring every file: {words}. The copy is incomplete and is not used."
-        return PermanentError(text) if _FATAL_ERRNO.search(named) else TransientError(text)
+        fatal = any(_FATAL_ERRNO.search(one) for one in files if not (live and _UNREADABLE_NOW.match(one)))
+        return PermanentError(text) if fatal else TransientError(text)
     if code == 2 and (_CHANGED_KIND in stderr or _GONE in stderr or files):  # who names files speaks the same protocol
         return TransientError(
             f"a directory on {peer.host} became something else while rsync looked at it{': ' if named else ''}{named}. The "

@@ -430,7 +430,7 @@ class Transport:
             forgiving and process.returncode == 23 and only_vanished(process.stderr)
         )
         if process.returncode != 0 and not (vanished and live):
-            raise rsync_error(peer, process.returncode, process.stderr)
+            raise rsync_error(peer, process.returncode, process.stderr, live=live)
         return watcher.result(time.monotonic() - started, vanished=vanished)
 
     # --- the remote view -----------------------------------------------------------------------

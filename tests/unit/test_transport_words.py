@@ -94,6 +94,11 @@ def test_a_partial_transfer_is_a_failure_that_lists_its_files() -> None:
     error = rsync_error(PEER, 23, denied)
     assert isinstance(error, PermanentError)
     assert "/data/a" in str(error)
+    # In a tree that changes a device may have taken the file's place, where devices cannot be opened: it is tried again.
+    again = rsync_error(PEER, 23, denied, live=True)
+    assert (type(again), str(again)) == (TransientError, str(error))
+    shut = 'rsync: [receiver] mkstemp "/data/.b" failed: Permission denied (13)\n'
+    assert isinstance(rsync_error(PEER, 23, denied + shut, live=True), PermanentError)
     other = 'rsync: [sender] read errors mapping "/data/b": Input/output error (5)\n'
     assert isinstance(rsync_error(PEER, 23, other), TransientError)
 
