@@ -95,6 +95,7 @@ _STEPS: dict[str, str] = {
     "release": "lets go",
     "settle": "keeps the container running, until its data is made a plain volume",
     "finalise": "makes the data a plain volume",
+    "hand_over": "gives the container back to Docker, with its own restart policy",
     "clean": "removes what it made for the migration",
     "restore": "gives the container back to its own Docker, as it was",
     "carry": "takes over what the container wrote on the target",

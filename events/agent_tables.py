@@ -211,6 +211,7 @@ TARGET = AgentMachine(
         "verified": AgentStep("supervise", ("announce_placement", "supervise_container"), reports=False, undo=False),
         "settled": AgentStep("settle", ("announce_placement", "supervise_container", "watch_health", "fold_union"), reports=True, undo=False),
         "finalising": AgentStep("finalise", ("fold_union", "announce_placement"), reports=True, undo=False),
+        "finalised": AgentStep("hand_over", ("return_policy",), reports=False, undo=False),
         "yielding": AgentStep("yield", ("fill_replica", "recall_container", "mount_union", "list_changes"), reports=True, undo=False),
         "yielded": AgentStep("offer", ("mount_union",), reports=False, undo=False),
         "clearing": AgentStep("clear", ("recall_container", "open_views", "warm_container", "create_container", "open_layer", "mount_union", "attach_remote", "create_volumes", "create_networks", "provide_image", "fetch_spec", "connect_source"), reports=True, undo=True),

@@ -1,4 +1,4 @@
-"""Turn the union into a plain volume, and give the container back to Docker with its own restart policy."""
+"""Turn the union into a plain volume."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import ClassVar
 from events.schema import FinaliseOrdered
 from hostd.effects.arrival import Arrival, arrivals, our_container
 from hostd.effects.base import Context, Effect, Outcome
+from hostd.effects.return_policy import note_policy_due
 from hostd.effects.shared import require_shares
-from hostd.effects.supervise_container import forget_our_stop, note_our_stop, should_run, stopped_by_us
+from hostd.effects.supervise_container import note_our_stop, see_that_it_runs
 from hostd.rootfs import remove_empty_stages
 from hostd.verification import keep_evidence
 
@@ -56,25 +57,14 @@ class FoldUnion(Effect):
                 arrival.union.remove(abandon=gone_with_container)
                 remove_empty_stages(arrival.union.stage)
         if container_id is not None and context.bench.engine.inspect(container_id) is not None:
-            prepared = context.view.source_prepared
-            context.bench.engine.set_restart_policy(container_id, prepared.restart_policy, prepared.restart_max_retries)
-            _see_that_it_runs(context, container_id)
+            see_that_it_runs(context, container_id)
+            note_policy_due(context)
         return {"outage_seconds": round(outage, 3)}
 
 
 def _ordered(context: Context) -> bool:
     order = context.view.facts.get("finalise_ordered")
     return isinstance(order, FinaliseOrdered) and order.stop_now
-
-
-def _see_that_it_runs(context: Context, container_id: str) -> None:
-    """After this nobody supervises the container any more, and Docker does not start what it did not see end."""
-    engine = context.bench.engine
-    state = (engine.inspect(container_id) or {}).get("State") or {}
-    if not state.get("Running") and (stopped_by_us(context) or should_run(context, container_id, state)):
-        require_shares(context)
-        engine.start(container_id)
-    forget_our_stop(context)
 
 
 def _fold(arrival: Arrival) -> None:

@@ -34,6 +34,7 @@ from hostd.effects.publish_dirty import PublishDirty
 from hostd.effects.pull_round import PullRound
 from hostd.effects.recall_container import RecallContainer
 from hostd.effects.retire_container import RetireContainer
+from hostd.effects.return_policy import ReturnPolicy
 from hostd.effects.revive_container import ReviveContainer
 from hostd.effects.start_container import StartContainer
 from hostd.effects.stop_container import StopContainer
@@ -84,6 +85,7 @@ _ALL: tuple[Effect, ...] = (
     RecallContainer(),
     ListChanges(),
     FoldUnion(),
+    ReturnPolicy(),
     CarryBack(),
 )
 

@@ -70,6 +70,16 @@ def forget_our_stop(context: Context) -> None:
     (context.directory / STOPPED_BY_US).unlink(missing_ok=True)
 
 
+def see_that_it_runs(context: Context, container_id: str) -> None:
+    """Start the container if it should run and does not: at the end of supervision, or where it was stopped by us."""
+    engine = context.bench.engine
+    state = (engine.inspect(container_id) or {}).get("State") or {}
+    if not state.get("Running") and (stopped_by_us(context) or should_run(context, container_id, state)):
+        require_shares(context)
+        engine.start(container_id)
+    forget_our_stop(context)
+
+
 def _mount_again(context: Context) -> None:
     here = arrivals(context)
     for arrival in here:

@@ -259,7 +259,8 @@ def test_after_finalising_it_is_an_ordinary_container_that_moves_on_and_comes_ba
         fleet.wait_for(migration, "finalised", timeout_seconds=60)
         assert (fleet.mounts(there), fleet.tools(there), fleet.stages(there)) == ([], [], [])
         assert differences(first, *fleet.describe_seen(there, "round", "/data")) == []
-        assert (fleet.policy(there, "round"), fleet.container(here, "round")) == ("always", None)
+        fleet.wait_policy(there, "round", "always")
+        assert fleet.container(here, "round") is None
         assert not fleet.has_volume(here, "round")
         if number == 1:
             assert_ordinary(fleet, there, plain)

@@ -131,7 +131,7 @@ def test_a_container_that_a_person_renames_and_restarts_during_the_fill_becomes_
     fleet.wait_for("refilled-1", "finalised")
     fleet.wait_running("beta", "refilled-anew")
     assert fleet.execute("beta", "refilled-anew", "cat /data/goods /outside").split() == ["goods", "outside"]
-    assert fleet.policy("beta", "refilled-anew") == "always"
+    fleet.wait_policy("beta", "refilled-anew", "always")
     assert fleet.container("beta", "refilled") is None
 
 

@@ -147,7 +147,8 @@ def test_a_redis_in_use_moves_with_its_configuration_and_without_losing_an_ackno
         fleet.control(migration, "finalise")
     fleet.wait_for(migration, "finalised")
     assert fleet.mounts("beta") == []
-    assert (fleet.policy("beta", "web"), fleet.running("beta", "web")) == ("always", True)
+    fleet.wait_policy("beta", "web", "always")
+    assert fleet.running("beta", "web")
     assert essential(fleet.present("beta", "web")) == before
     wait_until_answering(fleet.beta.spec.address, REDIS_PORT)
     assert witness.missing_from(fleet.beta.spec.address) == []

@@ -70,6 +70,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "recall_container": ("rollback_ordered",),
     "list_changes": ("rollback_ordered",),
     "fold_union": ("completed",),
+    "return_policy": ("finalised",),
     "carry_back": ("rollback_ordered",),
     "revive_container": ("carried_back",),
 }

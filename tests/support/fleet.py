@@ -162,6 +162,10 @@ class Fleet:
         """The restart policy's name."""
         return str(self.present(host, name).attrs["HostConfig"]["RestartPolicy"]["Name"] or "no")
 
+    def wait_policy(self, host: str, name: str, policy: str) -> None:
+        """Until the container has it: the agent returns it right after ``finalised``."""
+        wait_until(lambda: self.policy(host, name) == policy, f"the policy of {name} does not come back", 20)
+
     def registry(self, host: str) -> str:
         """Run an image registry on the host until the test ends; returns its address, for names of images."""
         where, port = self.lab.host(host), 5000

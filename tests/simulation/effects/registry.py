@@ -34,6 +34,7 @@ from tests.simulation.effects.target_container import (
     fold_union,
     recall_container,
     recall_container_undo,
+    return_policy,
     start_container,
     supervise_container,
     warm_container,
@@ -74,7 +75,7 @@ RUN: dict[str, Callable[[Ctx], Performance]] = {
         create_container, open_layer, create_networks, pack_image, arm_tracking, pull_round, attach_remote, warm_container, vouch_for_tracking, disarm_restart, stop_container,
         publish_dirty, apply_dirty, mount_union, start_container, supervise_container, fill_replica, digest_trees, digest_arrived,
         verify_trees, detach_remote, retire_container, guard_source, revive_container, recall_container, list_changes,
-        fold_union, carry_back, export_trees,
+        fold_union, return_policy, carry_back, export_trees,
     )
 }  # fmt: skip
 """What an effect's ``run`` does."""

@@ -101,9 +101,25 @@ def fold_union(ctx: Ctx) -> Performance:
     ctx.host.layers.pop(ctx.migration, None)
     if container is not None and container.id in ctx.host.containers:
         ctx.docker()
-        set_policy(container, ctx.view.source_prepared.restart_policy)
-        yield
         if not container.running and ("folding" in ctx.files or should_run(ctx, container)):
             ctx.agent.world_start(container)
         ctx.files.pop("folding", None)
+        yield
+        ctx.files["policy due"] = True
     return {"outage_seconds": 0.0}
+
+
+def return_policy(ctx: Ctx) -> Performance:
+    if "policy due" not in ctx.files:
+        return None
+    container = ctx.our_container()
+    yield
+    if container is not None and container.id in ctx.host.containers:
+        ctx.docker()
+        set_policy(container, ctx.view.source_prepared.restart_policy)
+        yield
+        if not container.running and should_run(ctx, container):
+            ctx.agent.world_start(container)
+        yield
+    ctx.files.pop("policy due")
+    return None
