@@ -346,8 +346,14 @@ def info_in(version: Mapping[str, Any], info: Mapping[str, Any]) -> EngineInfo:
         host_name=seen.name,
         kernel=seen.kernel_version,
         architecture=seen.architecture,
-        runtimes=tuple(sorted(seen.runtimes or {})),
+        runtimes=tuple(sorted(name for name, how in (seen.runtimes or {}).items() if _is_there(how))),
     )
+
+
+def _is_there(runtime: object) -> bool:
+    """Whether what Docker was told to use lies where it was told: Docker itself notices that with the next start."""
+    path = runtime.get("path") if isinstance(runtime, dict) else None
+    return not (isinstance(path, str) and path.startswith("/")) or os.access(path, os.X_OK)
 
 
 def _segment(name: str) -> str:

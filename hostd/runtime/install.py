@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from events.errors import CargoError
+from hostd.engine import Engine
 from hostd.fold import write_durably
 from hostd.gate import RUNTIME
 
@@ -39,6 +41,17 @@ def parser() -> argparse.ArgumentParser:
         "--configuration", type=Path, default=Path("/etc/docker/daemon.json"), help="dockerd's (default: %(default)s)"
     )
     made.add_argument("--pid-file", type=Path, default=Path("/run/docker.pid"), help="dockerd's (default: %(default)s)")
+    made.add_argument(
+        "--socket",
+        type=Path,
+        default=Path("/run/docker.sock"),
+        help="dockerd's, asked by remove (default: %(default)s)",
+    )
+    made.add_argument(
+        "--force",
+        action="store_true",
+        help="remove it although containers here were made with it, and cannot start then",
+    )
     return made
 
 
@@ -49,9 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.verb == "install":
             install(options.place, options.configuration)
         else:
+            if not options.force:
+                require_unused(options.socket)
             remove(options.place, options.configuration)
         told = reload(options.pid_file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CargoError) as error:
         print(f"cargo-hostd-runtime: {error}; dockerd's configuration is as it was", file=sys.stderr)
         return EXIT_FAILED
     print(f"{options.verb}: done" + ("" if told else "; dockerd does not run, it will see this when it starts"))
@@ -67,12 +82,30 @@ def install(place: Path, configuration: Path) -> None:
     _write(configuration, settings)
 
 
+def require_unused(socket: Path) -> None:
+    """Raise ValueError while containers need it, CargoError when Docker does not say."""
+    engine = Engine(socket)
+    try:
+        found = engine.inspect_all()
+    finally:
+        engine.close()
+    needing = sorted(
+        str(raw.get("Name", "")).removeprefix("/")
+        for raw in found
+        if (raw.get("HostConfig") or {}).get("Runtime") == RUNTIME
+    )
+    if needing:
+        raise ValueError(
+            f"these containers were made with the runtime and cannot be started without it: {', '.join(needing)}. Make them "
+            "anew or move them away first, or say --force"
+        )
+
+
 def remove(place: Path, configuration: Path) -> None:
-    """Take it out of ``configuration``. Containers that were created with it need it, so the file stays while they do."""
+    """Take it out of ``configuration``, and away. Raises OSError, ValueError."""
     settings = _read(configuration)
-    settings.get("runtimes", {}).pop(RUNTIME, None)
-    if not settings.get("runtimes", True):
-        del settings["runtimes"]
+    # Stays, if empty: at a reload dockerd keeps the runtimes that it knows of unless the file speaks of runtimes.
+    settings.setdefault("runtimes", {}).pop(RUNTIME, None)
     _write(configuration, settings)
     place.unlink(missing_ok=True)
 

@@ -130,7 +130,7 @@ def test_a_container_goes_on_from_its_gate_on_a_newer_engine(fleet: Fleet, targe
     fleet.sleeper(f"{name}-beside", host=target)
     before = fleet.present(target, f"{name}-beside").attrs["State"]["StartedAt"]
     host.run([*command, "install"], env=environment)
-    fleet.at_end(lambda: host.run([*command, "remove"], env=environment) and None)
+    fleet.at_end(lambda: host.run([*command, "remove", "--force"], env=environment) and None)
     wait_until(lambda: "cargo" in fleet.docker[target].info()["Runtimes"], "Docker does not know the runtime", 20)
     fleet.sleeper(name, working_dir="/data", volumes={name: {"bind": "/data"}})
     fleet.execute("alpha", name, "echo one > /data/file; echo two > /etc/mine")
@@ -144,6 +144,10 @@ def test_a_container_goes_on_from_its_gate_on_a_newer_engine(fleet: Fleet, targe
     assert fleet.execute(target, name, "cat /data/file") == "one\n"
     assert fleet.present(target, f"{name}-beside").attrs["State"]["StartedAt"] == before
     fleet.assert_sound(f"{name}-1")
+    refused = host.run([*command, "remove"], env=environment, check=False)
+    assert (refused.returncode, f"without it: {name}. Make them" in refused.stderr) == (1, True), refused.stderr
+    host.run([*command, "remove", "--force"], env=environment)
+    wait_until(lambda: "cargo" not in fleet.docker[target].info()["Runtimes"], "Docker goes on knowing it", 20)
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hostd.engine import _is_there
 from hostd.gate import Gate, left_gates
 from hostd.graft import OciConfig, OciMount, OciProcess, read_config, why_not
 from hostd.runtime import install
@@ -169,10 +170,10 @@ def test_the_bundle_of_runc_is_read(tmp_path: Path) -> None:
 # --- installation ----------------------------------------------------------------------------------
 
 
-def run(verb: str, place: Path) -> int:
+def run(verb: str, place: Path, *more: str) -> int:
     return install.main(
-        [verb, "--place", str(place / "libexec/cargo-runc"), "--configuration", str(place / "docker/daemon.json"),
-         "--pid-file", str(place / "none")]
+        [verb, *more, "--place", str(place / "libexec/cargo-runc"), "--configuration", str(place / "docker/daemon.json"),
+         "--pid-file", str(place / "none"), "--socket", str(place / "docker.sock")]
     )  # fmt: skip
 
 
@@ -187,10 +188,29 @@ def test_the_installation_keeps_everything_else_in_dockerds_configuration(tmp_pa
     wrapper = tmp_path / "libexec/cargo-runc"
     assert installed == {**before, "runtimes": {"kata": {"path": "/kata"}, "cargo": {"path": str(wrapper)}}}
     assert os.access(wrapper, os.X_OK)
+    assert run("remove", tmp_path) == 1, "whether containers need it is not known while Docker does not answer"
+    assert json.loads(configuration.read_text()) == installed
     for _ in range(2):
-        assert run("remove", tmp_path) == 0
+        assert run("remove", tmp_path, "--force") == 0
     assert json.loads(configuration.read_text()) == before
     assert not wrapper.exists()
+
+
+def test_a_configuration_without_other_runtimes_says_that_there_are_none(tmp_path: Path) -> None:
+    """Else dockerd would keep at its reload what it knew."""
+    assert run("install", tmp_path) == 0
+    assert run("remove", tmp_path, "--force") == 0
+    assert json.loads((tmp_path / "docker/daemon.json").read_text()) == {"runtimes": {}}
+
+
+def test_a_runtime_that_is_not_where_docker_was_told_is_none(tmp_path: Path) -> None:
+    """F8: a container made with it would not start."""
+    there = tmp_path / "runc"
+    there.write_text("")
+    there.chmod(0o755)
+    assert [_is_there({"path": path}) for path in (str(there), "runc", str(tmp_path / "gone"))] == [True, True, False]
+    assert _is_there({})
+    assert _is_there(None)
 
 
 def test_a_configuration_that_cannot_be_read_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
