@@ -32,6 +32,7 @@ SCENARIO_OF_STEP = {
     "clean": "abort",
     "settle": "finalise",
     "finalise": "finalise",
+    "hand_over": "finalise",
 }
 SCENARIO_OF_ORDER = {
     "abort_ordered": "abort",
@@ -172,6 +173,14 @@ def _run(fleet: Fleet, case: Case) -> None:
     if home == "alpha":
         wait_until(lambda: fleet.policy("alpha", container) == "always", "the policy did not come back", 20)
         fleet.assert_clean("beta", name)
+    elif end == "finalised":
+
+        def returned() -> bool:
+            if not process.running:
+                process.start()
+            return fleet.policy("beta", container) == "always"
+
+        wait_until(returned, "the policy did not come back", 20)
 
 
 SAMPLE = {
