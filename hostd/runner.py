@@ -169,7 +169,7 @@ class Runner:
     @property
     def finished(self) -> bool:
         """This host has nothing to do for the migration, now or after a restart, unless somebody appends to it."""
-        return self.view.state in self.plan.table.final
+        return self._turns.finished
 
     @property
     def ended(self) -> bool:

@@ -182,6 +182,14 @@ class Turns:
             self.last = fresh[-1]
         return self.plan.decide(self.view, self.author)
 
+    @property
+    def finished(self) -> bool:
+        """This host has done all it has to, in a state that only somebody else's word ends, if anything does."""
+        if self.view.state not in self.plan.table.final:
+            return False
+        decision = self.plan.decide(self.view, self.author)
+        return decision.idle or self.rested == (decision.step, decision.cause)
+
     def overtaken(self, decision: Decision) -> bool:
         """Whether the stream, as far as it is known, has turned to undoing while a step runs."""
         return decision.undo and decision.step != self.busy_step

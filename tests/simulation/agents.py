@@ -196,7 +196,7 @@ class Runner:
     @property
     def finished(self) -> bool:
         """Nothing to do here, unless somebody appends."""
-        return self.turns.view.state in self.turns.plan.table.final
+        return self.turns.finished
 
     def ready_at(self, now: float) -> bool:
         """Whether there is something to do."""

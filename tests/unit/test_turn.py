@@ -193,6 +193,24 @@ def test_what_only_one_look_could_find_is_told_although_others_append_first(
     assert [data for data in reports(asked) if isinstance(data, StepFailed)] == [], "once"
 
 
+def test_a_host_has_finished_only_once_the_container_is_handed_over() -> None:
+    """P10: an agent forgets what it has finished, and with it that the policy is still to be returned."""
+    history = History().up_to("completed")
+    history.add("finalised")
+    turns = Turns(target.PLAN, "beta")
+    turns.learn(history.events)
+    assert not turns.finished
+    asked, _ = drive(turns, failing("return_policy", TransientError("Docker is away")))
+    assert [type(data).__name__ for data in reports(asked)] == ["StepFailed"]
+    assert asked[-1] == Wait(1)
+    assert not turns.finished
+    drive(turns, failing("", TransientError("never")))
+    assert turns.finished
+    source_side = Turns(source.PLAN, "alpha")
+    source_side.learn(history.events)
+    assert source_side.finished, "it has nothing to do any more"
+
+
 def test_what_ran_before_an_abort_is_nobodys_business_after_it() -> None:
     """The container goes on where it ran."""
     history = History().up_to("source_stopped")
