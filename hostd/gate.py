@@ -15,7 +15,10 @@ import os
 import select
 import shutil
 import signal
+import time
 from pathlib import Path
+
+from events.errors import TransientError
 
 RUNTIME = "cargo"
 """The name under which dockerd knows the runtime."""
@@ -93,7 +96,7 @@ class Gate:
             pid = int(pid_file.read_text(encoding="utf-8"))
             process = os.pidfd_open(pid)
             try:
-                if self.directory.name in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
+                if self.directory.name in _control_group(pid):
                     signal.pidfd_send_signal(process, signal.SIGKILL)
                     select.select([process], [], [], END_SECONDS)
             finally:
@@ -108,6 +111,44 @@ class Gate:
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+
+def end_forgotten(container_id: str) -> None:
+    """Kill what runs in the control group of a container of which Docker says that it does not run.
+
+    A Docker that was killed in the middle of a start may not know of the process, which would go on beside the next one.
+    Raises TransientError when it does not end.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while left := [process for process in _processes() if container_id in _control_group(process)]:
+        if time.monotonic() > deadline:
+            raise TransientError(
+                f"processes of the container {container_id[:12]} do not end, although Docker says that it does not run: {left}"
+            )
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                handle = os.pidfd_open(process)
+                try:
+                    if container_id in _control_group(process):
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                        select.select([handle], [], [], END_SECONDS)
+                finally:
+                    os.close(handle)
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _control_group(process: int) -> str:
+    """Empty for one that has ended, whether or not somebody has asked how."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        if status.rpartition(")")[2].split()[0] in "ZX":
+            return ""
+        return Path(f"/proc/{process}/cgroup").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def left_gates(gates: Path = GATES) -> list[str]:

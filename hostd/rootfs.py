@@ -110,6 +110,9 @@ def _checked(upper: Path, root: Path) -> Path:
     return upper
 
 
+_LAYER_OF_ITS_OWN = re.compile(rb"[0-9a-f]{64}/diff")
+
+
 def require_unused(upper: Path) -> None:
     """Raise TransientError while an overlay is mounted with this upper directory: then it is the kernel's."""
     if points := _mounted_at(upper):
@@ -125,12 +128,12 @@ def unmount_left(upper: Path) -> None:
     A Docker that was killed while it waited for a start has forgotten that it mounted it. Raises TransientError while
     anything uses it.
     """
-    for point in _mounted_at(upper):
+    for point in _mounted_at(upper, surely=True):
         mounts.unmount(point)
 
 
-def _mounted_at(upper: Path) -> list[bytes]:
-    """Where overlays are mounted with this upper directory."""
+def _mounted_at(upper: Path, *, surely: bool = False) -> list[bytes]:
+    """Where overlays are mounted with this upper directory; ``surely``: and not with another one whose name ends alike."""
     wanted, points = os.fsencode(upper), []
     for record in mounts.read_mountinfo():
         if record.kind != "overlay":
@@ -139,6 +142,7 @@ def _mounted_at(upper: Path) -> list[bytes]:
             name, _, value = option.partition(b"=")
             # Docker shortens long option strings by relative paths: ``<id>/diff``.
             shortened = b"/" in value and wanted.endswith(b"/" + value)
+            shortened = shortened and (not surely or _LAYER_OF_ITS_OWN.fullmatch(value) is not None)
             if name == b"upperdir" and (value == wanted or shortened):
                 points.append(record.point)
     return points

@@ -30,7 +30,7 @@ from events.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from events.schema import Data, Event, StepFailed
+from events.schema import Data, Event, StepFailed, StepRecovered
 from hostd.plan import Plan, View
 
 MAX_ATTEMPTS_BEFORE_CLAIM = 6
@@ -223,6 +223,9 @@ class Turns:
         self.busy_step = decision.step
         outcomes = yield from (self._undo(decision) if decision.undo else self._run(decision))
         data = decision.conclude(outcomes) if decision.conclude is not None else None
+        failed = self.view.failing.get(self.author)
+        if data is None and failed is not None and self.view.state in self.plan.table.final:
+            data = StepRecovered(step=decision.step)  # nothing else of this host would ever say so
         if data is None:
             self.rested = (decision.step, decision.cause)
             yield Rest()

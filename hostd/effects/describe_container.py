@@ -11,7 +11,7 @@ from events.errors import RefusedError
 from events.schema import Mount
 from hostd import moves as moves_rules
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome
-from hostd.effects.return_policy import require_policy_returned
+from hostd.effects.return_policy import return_first
 from hostd.effects.shared import shared_places
 from hostd.inventory import sharers_on
 from hostd.shared_storage import SharedPlace, told
@@ -35,7 +35,8 @@ class DescribeContainer(Effect):
                 f"the container {request.request.container!r} was removed after the request was admitted"
             )
         _check_identity(context, inspected)
-        require_policy_returned(context, inspected)
+        if return_first(context, inspected):
+            inspected = engine.inspect(request.container_id) or inspected
         image = engine.image_inspect(inspected["Image"])
         if image is None:
             raise RefusedError([f"the image of {request.request.container!r} is gone from {context.host}"])

@@ -58,7 +58,7 @@ class FoldUnion(Effect):
                 remove_empty_stages(arrival.union.stage)
         if container_id is not None and context.bench.engine.inspect(container_id) is not None:
             see_that_it_runs(context, container_id)
-            note_policy_due(context)
+            note_policy_due(context, container_id)
         return {"outage_seconds": round(outage, 3)}
 
 

@@ -26,6 +26,7 @@ from hostd.effects.create_container import create
 from hostd.effects.fetch_spec import arriving_spec
 from hostd.federation import Union
 from hostd.fold import write_durably
+from hostd.gate import end_forgotten
 from hostd.rootfs import UnknownStoreError, layer_stage, remove_empty_stages, unmount_left, upper_directory
 from hostd.verification import mark_mount
 from hostd.warm import settle_gate
@@ -118,9 +119,11 @@ def withdraw_layer(context: Context, why: str) -> None:
 def remove_container(context: Context, container_id: str) -> None:
     """The container goes, its writable layer stays: it may have written to it, and the next one is to go on with that."""
     arrival = layer_arrival(context)
-    if arrival is not None:
-        state = (context.bench.engine.inspect(container_id) or {}).get("State") or {}
-        if not state.get("Running"):
+    state = (context.bench.engine.inspect(container_id) or {}).get("State") or {}
+    if not state.get("Running"):
+        end_forgotten(container_id)
+        if arrival is not None:
             unmount_left(arrival.union.place)
+    if arrival is not None:
         arrival.union.take_out()
     context.bench.engine.remove(container_id)

@@ -64,10 +64,16 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             if not options.force:
                 require_unused(options.socket)
-            remove(options.place, options.configuration)
-        told = reload(options.pid_file)
+            remove(options.configuration)
     except (OSError, ValueError, CargoError) as error:
         print(f"cargo-hostd-runtime: {error}; dockerd's configuration is as it was", file=sys.stderr)
+        return EXIT_FAILED
+    try:
+        told = reload(options.pid_file)
+        if options.verb == "remove":
+            options.place.unlink(missing_ok=True)  # once Docker asks for it no more
+    except (OSError, ValueError) as error:
+        print(f"cargo-hostd-runtime: {options.configuration} is changed, but {error}; do it again", file=sys.stderr)
         return EXIT_FAILED
     print(f"{options.verb}: done" + ("" if told else "; dockerd does not run, it will see this when it starts"))
     return EXIT_OK
@@ -101,13 +107,12 @@ def require_unused(socket: Path) -> None:
         )
 
 
-def remove(place: Path, configuration: Path) -> None:
-    """Take it out of ``configuration``, and away. Raises OSError, ValueError."""
+def remove(configuration: Path) -> None:
+    """Take it out of ``configuration``. Raises OSError, ValueError."""
     settings = _read(configuration)
     # Stays, if empty: at a reload dockerd keeps the runtimes that it knows of unless the file speaks of runtimes.
     settings.setdefault("runtimes", {}).pop(RUNTIME, None)
     _write(configuration, settings)
-    place.unlink(missing_ok=True)
 
 
 def reload(pid_file: Path) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from hostd import gate as gates
 from hostd.engine import _is_there
-from hostd.gate import Gate, left_gates
+from hostd.gate import Gate, end_forgotten, left_gates
 from hostd.graft import OciConfig, OciMount, OciProcess, read_config, why_not
 from hostd.runtime import install
 from labkit.waiting import wait_until
@@ -242,3 +243,25 @@ def test_a_process_that_the_killed_runtime_left_at_its_gate_is_ended_and_no_othe
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_process_that_docker_has_forgotten_is_ended_before_the_next_one_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A12, P1: a Docker that was killed right after the start does not know of it."""
+    mine, other = (subprocess.Popen(["sleep", "1000"]) for _ in range(2))
+    try:
+        groups = {mine.pid: f"0::/docker/{ID}", other.pid: "0::/docker/another"}
+        monkeypatch.setattr(gates, "_processes", lambda: list(groups))
+        monkeypatch.setattr(gates, "_control_group", lambda pid: groups[pid] if _lives(pid) else "")
+        end_forgotten(ID)
+        assert (mine.poll() is None, other.poll() is None) == (False, True)
+        end_forgotten(ID)
+    finally:
+        for process in (mine, other):
+            process.kill()
+            process.wait()
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path(f"/proc/{pid}").exists() else False

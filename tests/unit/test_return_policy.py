@@ -8,11 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from events.errors import TransientError
+from events.errors import PermanentError
 from hostd import target
-from hostd.effects import return_policy
 from hostd.effects.base import Context
-from hostd.effects.return_policy import ReturnPolicy, note_policy_due, require_policy_returned
+from hostd.effects.return_policy import ReturnPolicy, note_policy_due, return_first
 from hostd.spec import MIGRATION_LABEL
 from tests.support.histories import History
 
@@ -34,8 +33,7 @@ class FakeEngine:
 
 
 @pytest.fixture
-def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
-    monkeypatch.setattr(return_policy, "our_container", lambda _context: "c")
+def context(tmp_path: Path) -> Context:
     prepared = SimpleNamespace(restart_policy="always", restart_max_retries=0, shared=())
     view = SimpleNamespace(source_prepared=prepared)
     bench = SimpleNamespace(engine=FakeEngine(), manual_stops=set())
@@ -47,8 +45,8 @@ def engine_of(context: Context) -> FakeEngine:
     return cast(FakeEngine, context.bench.engine)
 
 
-def test_the_policy_returns_only_when_nobody_can_roll_back_any_more() -> None:
-    """P1, P10: a host that is vouched to be off starts nothing by itself when it comes back."""
+def test_the_policy_returns_only_once_finalised_is_in_the_history() -> None:
+    """P1, P10: whatever is ordered before that, Docker starts nothing here by itself."""
     steps = {name: step.effects for name, step in target.PLAN.steps.items()}
     assert [name for name, effects in steps.items() if "return_policy" in effects] == ["finalised"]
     history = History().up_to("completed")
@@ -58,7 +56,7 @@ def test_the_policy_returns_only_when_nobody_can_roll_back_any_more() -> None:
 
 
 def test_it_returns_once_and_what_ended_meanwhile_is_started(context: Context) -> None:
-    note_policy_due(context)
+    note_policy_due(context, "c")
     engine_of(context).running = False
     ReturnPolicy().run(context)
     assert (engine_of(context).policy, engine_of(context).running) == ("always", True)
@@ -68,20 +66,37 @@ def test_it_returns_once_and_what_ended_meanwhile_is_started(context: Context) -
 
 
 def test_a_container_that_somebody_removed_gets_nothing(context: Context) -> None:
-    note_policy_due(context)
+    note_policy_due(context, "c")
     engine_of(context).there = False
     ReturnPolicy().run(context)
     assert not list(context.directory.iterdir())
 
 
-@pytest.mark.parametrize("label", ["m-1", "m-2", "../m-1", ""])
-def test_a_container_does_not_move_on_before_it_has_its_policy_back(context: Context, label: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "container", "returned"),
+    [("m-1", "c", True), ("m-1", "another", False), ("m-2", "c", False), ("../m-1", "c", False), ("", "c", False)],
+)
+def test_a_container_that_moves_on_gets_its_policy_back_first(
+    context: Context, label: str, container: str, returned: bool
+) -> None:
     """Else the next migration would take "no" for its own. The label is a container's, so anything may be in it."""
-    note_policy_due(context)
-    inspected = {"Config": {"Labels": {MIGRATION_LABEL: label}}}
-    if label == "m-1":
-        with pytest.raises(TransientError, match="its own restart policy back, which ends the migration m-1"):
-            require_policy_returned(context, inspected)
+    note_policy_due(context, "c")
+    later = cast(
+        Context, SimpleNamespace(migration="m-3", bench=context.bench, directory=context.directory.parent / "m-3")
+    )
+    inspected = {"Id": container, "Config": {"Labels": {MIGRATION_LABEL: label}}}
+    assert return_first(later, inspected) is returned
+    assert (engine_of(context).policy == "always") is returned
+    assert not return_first(later, inspected), "once"
+    assert not return_first(later, {"Id": "c", "Config": {"Labels": None}})
+    if returned:
+        engine_of(context).policy = "a person's"
         ReturnPolicy().run(context)
-    require_policy_returned(context, inspected)
-    require_policy_returned(context, {"Config": {"Labels": None}})
+        assert engine_of(context).policy == "a person's"
+
+
+def test_a_damaged_record_of_it_stops_the_step(context: Context) -> None:
+    note_policy_due(context, "c")
+    (context.directory / "policy-due").write_bytes(b"\xff")
+    with pytest.raises(PermanentError, match="own record"):
+        ReturnPolicy().run(context)

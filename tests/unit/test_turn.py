@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from events.errors import CancelledError, CargoError, ConflictError, PermanentError, TransientError
-from events.schema import Data, StepFailed, TargetClaimed
+from events.schema import Data, StepFailed, StepRecovered, TargetClaimed
 from hostd import source, target
 from hostd.plan import Plan
 from hostd.turn import MAX_ATTEMPTS_BEFORE_CLAIM, Append, Operation, Perform, Read, Rest, StartedAgainError, Turns, Wait
@@ -204,7 +204,13 @@ def test_a_host_has_finished_only_once_the_container_is_handed_over() -> None:
     assert [type(data).__name__ for data in reports(asked)] == ["StepFailed"]
     assert asked[-1] == Wait(1)
     assert not turns.finished
-    drive(turns, failing("", TransientError("never")))
+    report = reports(asked)[0]
+    turns.learn([history.add(report, by="hostd/beta")])
+    asked, _ = drive(turns, failing("", TransientError("never")))
+    assert reports(asked) == [StepRecovered(step="hand_over")], "nothing else would ever say so"
+    turns.learn([history.add(reports(asked)[0], by="hostd/beta")])
+    asked, _ = drive(turns, failing("", TransientError("never")))
+    assert asked[-1] == Rest()
     assert turns.finished
     source_side = Turns(source.PLAN, "alpha")
     source_side.learn(history.events)

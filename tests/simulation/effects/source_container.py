@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from events.errors import PermanentError, TransientError
+from events.errors import PermanentError
 from hostd.turn import StartedAgainError
 from tests.simulation.effects.base import ContainerChangedError, Ctx, Performance, set_policy
 from tests.simulation.effects.lists import reference
@@ -18,8 +18,10 @@ def describe_container(ctx: Ctx) -> Performance:
         raise ContainerChangedError("the container was removed after the request was admitted")
     if container.name != request.request.container or not container.running:
         raise ContainerChangedError("the container is not running any more, or is called otherwise")
-    if "policy due" in ctx.host.files.get(container.label, {}):
-        raise TransientError("the container is just getting its restart policy back")
+    if (due := ctx.host.files.get(container.label, {}).get("policy due")) is not None:
+        set_policy(container, due)
+        yield
+        ctx.host.files[container.label].pop("policy due", None)
     yield
     ctx.files["spec"] = container.id
     return {

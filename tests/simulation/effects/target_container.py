@@ -105,7 +105,7 @@ def fold_union(ctx: Ctx) -> Performance:
             ctx.agent.world_start(container)
         ctx.files.pop("folding", None)
         yield
-        ctx.files["policy due"] = True
+        ctx.files["policy due"] = ctx.view.source_prepared.restart_policy
     return {"outage_seconds": 0.0}
 
 
@@ -121,5 +121,5 @@ def return_policy(ctx: Ctx) -> Performance:
         if not container.running and should_run(ctx, container):
             ctx.agent.world_start(container)
         yield
-    ctx.files.pop("policy due")
+    ctx.files.pop("policy due", None)
     return None
