@@ -114,28 +114,28 @@ def test_of_a_missing_image_only_the_missing_layer_travels_before_the_stop(fleet
 
 def test_a_missing_image_travels_with_progress_and_no_registry_is_asked_although_one_has_it(fleet: Fleet) -> None:
     """F8: the image's name leads to a registry that answers; it is asked for nothing."""
-    tag = f"{fleet.registry('alpha')}/shop/slow:1"
+    tag = f"{fleet.registry('alpha')}/shop/slowimage:1"
     size_bytes = 6_000_000
     image_id = build(fleet, tag, f"head -c {size_bytes} /dev/urandom > /payload")
     fleet.docker["alpha"].images.push(tag)
-    fleet.sleeper("slow", image=tag)
+    fleet.sleeper("slowimage", image=tag)
     since = fleet.log_size("alpha.registry")
-    fleet.request("slow-1", "slow", bwlimit_kib=2000)
+    fleet.request("slowimage-1", "slowimage", bwlimit_kib=2000)
     seen: list[dict[str, Any]] = []
 
     def travels() -> bool:
-        told = json.loads(fleet.cargoctl("status", "slow-1", "--json").stdout)["progress"].get("beta", {})
+        told = json.loads(fleet.cargoctl("status", "slowimage-1", "--json").stdout)["progress"].get("beta", {})
         seen.append(told)
         return told.get("phase") == "image" and 0 < told["bytes"] < told["total_bytes"]
 
     wait_until(travels, f"nobody says how far the image is: {seen}", 30)
     assert size_bytes < seen[-1]["total_bytes"] < size_bytes + 100_000
-    assert fleet.running("alpha", "slow"), "before the stop"
-    fleet.wait_end("slow-1", "completed")
+    assert fleet.running("alpha", "slowimage"), "before the stop"
+    fleet.wait_end("slowimage-1", "completed")
     assert fleet.docker["beta"].images.get(image_id).tags == [tag]
     told = (fleet.lab.spec.logs / "alpha.registry.log").read_bytes()[since:]
     assert b"/v2/" not in told, told.decode(errors="replace")
-    fleet.assert_sound("slow-1")
+    fleet.assert_sound("slowimage-1")
 
 
 def test_an_image_for_another_architecture_is_refused_although_it_runs_on_the_source(fleet: Fleet) -> None:
