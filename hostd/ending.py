@@ -9,8 +9,10 @@ It must never take a process for a container's first that is not, nor let anybod
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -120,5 +122,20 @@ def _is_first(pid: int) -> bool:
 
 
 def is_of(container_id: str, pid: int) -> bool:
-    """Docker calls a container's control groups by its id, whatever it makes them with."""
+    """Docker calls a container's control groups by its id, whatever it makes them with. Raises OSError."""
     return container_id in (PROC / str(pid) / "cgroup").read_text()
+
+
+def kill(pid: int, still: Callable[[], bool], *, timeout_seconds: float) -> None:
+    """Kill the process if it is ``still`` the one that is meant, and wait until it has ended, or so long.
+
+    ``still`` is asked once no other process can get its number. Harmless when it has ended.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            if still():
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                select.select([process], [], [], timeout_seconds)
+        finally:
+            os.close(process)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
-import signal
 import time
 from pathlib import Path
 
 from events.errors import TransientError
+from hostd.ending import kill
+from hostd.mounts import process_of, processes_of
 
 RUNTIME = "cargo"
 """The name under which dockerd knows the runtime."""
@@ -93,14 +93,7 @@ class Gate:
         if pid_file is None:
             return
         with contextlib.suppress(OSError, ValueError):  # it has ended, and with it the file or the process
-            pid = int(pid_file.read_text(encoding="utf-8"))
-            process = os.pidfd_open(pid)
-            try:
-                if self.directory.name in _control_group(pid):
-                    signal.pidfd_send_signal(process, signal.SIGKILL)
-                    select.select([process], [], [], END_SECONDS)
-            finally:
-                os.close(process)
+            _kill(int(pid_file.read_text(encoding="utf-8")), self.directory.name)
 
     def remove(self) -> None:
         """Away with the gate. Only once Docker has ended the start: a later one is not held back."""
@@ -120,35 +113,17 @@ def end_forgotten(container_id: str) -> None:
     Raises TransientError when it does not end.
     """
     deadline = time.monotonic() + END_SECONDS
-    while left := [process for process in _processes() if container_id in _control_group(process)]:
+    while left := processes_of(container_id):
         if time.monotonic() > deadline:
             raise TransientError(
                 f"processes of the container {container_id[:12]} do not end, although Docker says that it does not run: {left}"
             )
-        for process in left:
-            with contextlib.suppress(ProcessLookupError):
-                handle = os.pidfd_open(process)
-                try:
-                    if container_id in _control_group(process):
-                        signal.pidfd_send_signal(handle, signal.SIGKILL)
-                        select.select([handle], [], [], END_SECONDS)
-                finally:
-                    os.close(handle)
+        for pid in left:
+            _kill(pid, container_id)
 
 
-def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def _control_group(process: int) -> str:
-    """Empty for one that has ended, whether or not somebody has asked how."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-        if status.rpartition(")")[2].split()[0] in "ZX":
-            return ""
-        return Path(f"/proc/{process}/cgroup").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _kill(pid: int, container_id: str) -> None:
+    kill(pid, lambda: process_of(pid, container_id), timeout_seconds=END_SECONDS)
 
 
 def left_gates(gates: Path = GATES) -> list[str]:

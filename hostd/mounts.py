@@ -166,6 +166,18 @@ def process_of(pid: int, container_id: str) -> bool:
         return True
 
 
+def processes_of(container_id: str) -> list[int]:
+    """Every process of the container that lives."""
+    found = []
+    for pid in _process_ids():
+        try:
+            if is_of(container_id, pid) and _alive(pid):
+                found.append(pid)
+        except (OSError, UnicodeDecodeError):  # it has ended, or is in a group that no engine has named
+            continue
+    return found
+
+
 def mount(kind: str, source: str, target: Path | str, options: str, *, working_directory: Path | None = None) -> None:
     """Mount a file system with the ``mount`` tool.
 

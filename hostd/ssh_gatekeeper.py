@@ -18,9 +18,7 @@ import contextlib
 import fcntl
 import os
 import re
-import select
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -30,6 +28,7 @@ from pathlib import Path
 import structlog
 
 from events.errors import PermanentError, TransientError
+from hostd.ending import kill
 from hostd.fold import sync_directory, write_durably
 from hostd.ssh_gate import FORMAT, RefusedError, escaped, read_grant, start_of
 from hostd.ssh_grants import Admission
@@ -304,13 +303,4 @@ def _real_places(file: Path) -> dict[bytes, bytes]:
 
 
 def _end(pid: int, start: bytes) -> None:
-    """Kill the process, if it is still the one that was noted, and wait until it has ended."""
-    with contextlib.suppress(ProcessLookupError):
-        handle = os.pidfd_open(pid)
-        try:
-            if start_of(pid) != start:
-                return
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            select.select([handle], [], [], END_SECONDS)
-        finally:
-            os.close(handle)
+    kill(pid, lambda: start_of(pid) == start, timeout_seconds=END_SECONDS)

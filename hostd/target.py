@@ -255,7 +255,7 @@ PLAN = Plan(
             "settle", ("announce_placement", "supervise_container", "watch_health", "fold_union"), _finalised
         ),
         "finalising": Step("finalise", ("fold_union", "announce_placement"), _finalised),
-        # Not before nobody can roll it back any more.
+        # Only now is the container Docker's to start; a rollback can still be ordered, and takes that back.
         "finalised": Step("hand_over", ("return_policy",)),
         # A reboot has taken the union away: what the source is to fetch must be there to be read.
         "yielding": Step("yield", ("fill_replica", "recall_container", "mount_union", "list_changes"), _stopped),

@@ -39,8 +39,8 @@ waits for a migration learns that it will not happen while the container still r
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 IRREVOCABLE_STATES = frozenset(
-    {"starting", "filling", "filling_digested", "filled", "verifying", "verified", "settled", "finalising"}
-    | {"finalised"}
+    {"starting", "filling", "filling_digested", "filled", "verifying", "verified", "settled"}
+    | {"finalising", "finalised"}
     | {"frozen", "yielded", "digesting", "digested", "releasing", "released"}
     | {"cleaning", "restoring", "yielding", "clearing", "clearing_late", "recalling", "carrying", "reviving"}
 )

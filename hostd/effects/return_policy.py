@@ -36,10 +36,10 @@ class ReturnPolicy(Effect):
         due = _place(context.directory)
         if not due.exists():
             return None  # done, or by an agent of an earlier version; the container is a person's by now
-        container_id = read_own(due, _Due).container_id
-        if _set(context.bench.engine, due):
+        record = read_own(due, _Due)
+        if _set(context.bench.engine, record):
             # Docker starts nothing of which it did not see the end, and nobody supervises it from here on.
-            see_that_it_runs(context, container_id)
+            see_that_it_runs(context, record.container_id)
         _done(due)
         return None
 
@@ -61,16 +61,16 @@ def return_first(context: Context, inspected: Mapping[str, Any]) -> bool:
     due = _place(context.directory.parent / earlier)
     if earlier == context.migration or not valid_migration_id(earlier) or not due.exists():
         return False
-    if read_own(due, _Due).container_id != inspected.get("Id"):
+    record = read_own(due, _Due)
+    if record.container_id != inspected.get("Id"):
         return False
-    _set(context.bench.engine, due)
+    _set(context.bench.engine, record)
     _done(due)
     return True
 
 
-def _set(engine: Engine, due: Path) -> bool:
+def _set(engine: Engine, record: _Due) -> bool:
     """Whether the container is there."""
-    record = read_own(due, _Due)
     if engine.inspect(record.container_id) is None:
         return False
     engine.set_restart_policy(record.container_id, record.policy, record.max_retries)

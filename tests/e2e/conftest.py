@@ -69,6 +69,11 @@ def ground() -> Iterator[Ground]:
 @pytest.fixture
 def fleet(ground: Ground) -> Iterator[Fleet]:
     """Two hosts with agents, a coordinator, and nothing else."""
+    yield from lent(ground)
+
+
+def lent(ground: Ground) -> Iterator[Fleet]:
+    """The hosts of ``ground`` for one test, after which they are clean, or made anew."""
     made = Fleet(ground.lab, ground.images)
     yield made
     sound = False

@@ -171,7 +171,7 @@ def _run(fleet: Fleet, case: Case) -> None:
     assert witness.missing_from(fleet.lab.host(home).spec.address) == []
     fleet.assert_sound(name)
     if home == "alpha":
-        wait_until(lambda: fleet.policy("alpha", container) == "always", "the policy did not come back", 20)
+        fleet.wait_policy("alpha", container, "always")
         fleet.assert_clean("beta", name)
     elif end == "finalised":
 

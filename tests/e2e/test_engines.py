@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from events import schema
-from labkit import LabError
 from labkit.waiting import wait_until
 from labkit.witness import Witness, wait_until_answering
-from tests.e2e.conftest import Ground
+from tests.e2e.conftest import Ground, lent
 from tests.e2e.test_configuration import EVERYTHING, moved, start
 from tests.e2e.test_image_and_networks import network, reasons_of
 from tests.support import same_container
@@ -51,13 +50,7 @@ def all_kinds(ground: Ground) -> Iterator[Ground]:
 
 @pytest.fixture
 def fleet(all_kinds: Ground) -> Iterator[Fleet]:
-    made = Fleet(all_kinds.lab, all_kinds.images)
-    yield made
-    try:
-        made.close()
-    except (AssertionError, LabError):
-        all_kinds.rebuild()
-        raise
+    yield from lent(all_kinds)
 
 
 def build(fleet: Fleet, host: str, tag: str) -> None:

@@ -94,7 +94,7 @@ def assert_safe(fleet: Fleet, migration: str, container: str, witness: Witness) 
     fleet.oracle.settle({container: {home}})
     fleet.assert_sound(migration)
     if home == "alpha":
-        wait_until(lambda: fleet.policy("alpha", container) == "always", "the policy did not come back", 20)
+        fleet.wait_policy("alpha", container, "always")
         fleet.assert_clean("beta", migration)
     return end
 

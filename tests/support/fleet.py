@@ -163,7 +163,7 @@ class Fleet:
         return str(self.present(host, name).attrs["HostConfig"]["RestartPolicy"]["Name"] or "no")
 
     def wait_policy(self, host: str, name: str, policy: str) -> None:
-        """Until the container has it: the agent returns it right after ``finalised``."""
+        """Until the container has it: an agent returns it right after the event, or in its next life."""
         wait_until(lambda: self.policy(host, name) == policy, f"the policy of {name} does not come back", 20)
 
     def registry(self, host: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hostd import gate as gates
+from hostd import mounts
 from hostd.engine import _is_there
 from hostd.gate import Gate, end_forgotten, left_gates
 from hostd.graft import OciConfig, OciMount, OciProcess, read_config, why_not
@@ -252,8 +252,8 @@ def test_a_process_that_docker_has_forgotten_is_ended_before_the_next_one_starts
     mine, other = (subprocess.Popen(["sleep", "1000"]) for _ in range(2))
     try:
         groups = {mine.pid: f"0::/docker/{ID}", other.pid: "0::/docker/another"}
-        monkeypatch.setattr(gates, "_processes", lambda: list(groups))
-        monkeypatch.setattr(gates, "_control_group", lambda pid: groups[pid] if _lives(pid) else "")
+        monkeypatch.setattr(mounts, "_process_ids", lambda: list(groups))
+        monkeypatch.setattr(mounts, "is_of", lambda container_id, pid: container_id in groups[pid])
         end_forgotten(ID)
         assert (mine.poll() is None, other.poll() is None) == (False, True)
         end_forgotten(ID)
@@ -261,7 +261,3 @@ def test_a_process_that_docker_has_forgotten_is_ended_before_the_next_one_starts
         for process in (mine, other):
             process.kill()
             process.wait()
-
-
-def _lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path(f"/proc/{pid}").exists() else False

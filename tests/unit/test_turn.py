@@ -143,6 +143,13 @@ def started_again() -> StartedAgainError:
     return StartedAgainError("something else started it", "alpha", "beta")
 
 
+def overtaken(operation: Operation) -> Any:
+    """The source ran again, and others append first."""
+    if isinstance(operation, Append):
+        raise ConflictError("somebody was first")
+    return failing("guard_source", started_again())(operation)
+
+
 def test_a_source_that_something_else_starts_before_the_claim_has_failed_for_good() -> None:
     """A15: what it wrote is in no list, so the coordinator has to end it."""
     turns = turns_at(source.PLAN, "alpha", "source_stopped")
@@ -174,11 +181,6 @@ def test_what_only_one_look_could_find_is_told_although_others_append_first(
     history = History().up_to("source_stopped")
     turns = Turns(source.PLAN, "alpha")
     turns.learn(history.events)
-
-    def overtaken(operation: Operation) -> Any:
-        if isinstance(operation, Append):
-            raise ConflictError("somebody was first")
-        return failing("guard_source", started_again())(operation)
 
     asked, again = drive(turns, overtaken)
     assert (len(reports(asked)), again) == (1, True)
@@ -222,11 +224,6 @@ def test_what_ran_before_an_abort_is_nobodys_business_after_it() -> None:
     history = History().up_to("source_stopped")
     turns = Turns(source.PLAN, "alpha")
     turns.learn(history.events)
-
-    def overtaken(operation: Operation) -> Any:
-        if isinstance(operation, Append):
-            raise ConflictError("somebody was first")
-        return failing("guard_source", started_again())(operation)
 
     drive(turns, overtaken)
     turns.learn([history.add("abort_ordered")])
