@@ -153,11 +153,13 @@ def start(fleet: Fleet, name: str, body: dict[str, Any], on: str = "alpha", **en
 
 def moved(fleet: Fleet, name: str, source: str = "alpha", target: str = "beta", **more: Any) -> Container:
     """The container on the target, on plain volumes and under its own restart policy."""
+    policy = fleet.policy(source, name)
     fleet.migrate(f"{name}-1", name, source=source, target=target, **more)
     if "finalised" not in fleet.types(f"{name}-1"):
         fleet.control(f"{name}-1", "finalise")
     fleet.wait_for(f"{name}-1", "finalised")
     fleet.wait_running(target, name)
+    fleet.wait_policy(target, name, policy)
     fleet.assert_sound(f"{name}-1")
     return fleet.present(target, name)
 

@@ -271,6 +271,7 @@ def hop(fleet: Fleet, name: str, number: int, clients: list[Witness]) -> dict[st
     fleet.control(migration, "finalise")
     fleet.wait_for(migration, "finalised", timeout_seconds=HOP_SECONDS)
     fleet.wait_running(target, name)
+    fleet.wait_policy(target, name, "unless-stopped")
     for client in clients:
         client.wait_for_more(1)
     assert differences(before, fleet.present(target, name).attrs) == []
