@@ -18,11 +18,16 @@ LOOK_AGAIN_SECONDS = 0.05
 
 
 class Opening:
-    """One migration's views or connection, on their way. It ends with the process; what is open stays, and is found again."""
+    """One migration's views or connection, on their way. It ends with the process; after a crash what is open is found again."""
 
-    def __init__(self, migration: str, attach: Callable[[threading.Event], None]) -> None:
-        """``attach`` opens them all, harmlessly repeated, and looks at its event between what it does. Begins at once."""
-        self._attach = attach
+    def __init__(
+        self, migration: str, attach: Callable[[threading.Event], None], detach: Callable[[], None] = lambda: None
+    ) -> None:
+        """``attach`` opens them all, harmlessly repeated, and looks at its event between what it does. Begins at once.
+
+        ``detach`` takes down what has been opened.
+        """
+        self._attach, self._detach = attach, detach
         self._called_off = threading.Event()
         self.failure: Exception | None = None
         """Why it ended early; known once it has ended."""
@@ -47,6 +52,12 @@ class Opening:
         """
         self._called_off.set()
         self._thread.join(timeout_seconds)
+
+    def close(self, timeout_seconds: float) -> None:
+        """As ``call_off``, and take down what is open already, which nothing stands on yet. Raises CargoError."""
+        self.call_off(timeout_seconds)
+        if self.ended:
+            self._detach()
 
     def _run(self) -> None:
         try:

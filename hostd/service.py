@@ -96,10 +96,10 @@ class Service:
                 prefixes.append(self._keys.members)
             with self._store.follow(prefixes, stop=stop, tick_seconds=TICK_SECONDS) as follower:
                 for item in follower:
-                    if members_changed is not None and not isinstance(item, Tick) and item.prefix == self._keys.members:
-                        members_changed()
-                    else:
+                    if isinstance(item, Tick) or item.prefix != self._keys.members:
                         self._take(item, inbox, follower)
+                    elif members_changed is not None:
+                        members_changed()
         finally:
             self._close()
 
@@ -260,8 +260,11 @@ class Service:
             runner.close(0)
         for runner in runners:
             runner.close(max(0.1, deadline - time.monotonic()))
-        for opening in [*openings, *self._bench.openings.values()]:
+        for opening in openings:
             opening.call_off(max(0.1, deadline - time.monotonic()))
+        for unused in self._bench.openings.values():  # views that no step has waited for
+            with contextlib.suppress(CargoError):
+                unused.close(max(0.1, deadline - time.monotonic()))
         for warm in list(self._bench.warm.values()):
             with contextlib.suppress(CargoError):
                 warm.cool()  # nobody else could open its gate; the next life starts it cold

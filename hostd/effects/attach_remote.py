@@ -34,9 +34,7 @@ class AttachRemote(Effect):
 
     def undo(self, context: Context) -> Outcome:
         """Take all of this migration's mounts down."""
-        if "source_prepared" in context.view.facts:
-            for arrival in existing_arrivals(context):
-                arrival.union.unmount_all()
+        detach_all(context)
         return None
 
 
@@ -53,6 +51,13 @@ def attach_all(context: Context) -> None:
         context.check_cancelled()
         if not arrival.union.state().settled:
             arrival.attach_remote(context)
+
+
+def detach_all(context: Context) -> None:
+    """Take all of this migration's mounts down. Harmless when repeated. Raises TransientError while somebody uses them."""
+    if "source_prepared" in context.view.facts:
+        for arrival in existing_arrivals(context):
+            arrival.union.unmount_all()
 
 
 def _federable(context: Context) -> list[Arrival]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from functools import partial
 from typing import ClassVar
 
-from hostd.effects.attach_remote import WITHOUT_UNION, attach_all, call_off_opening
+from hostd.effects.attach_remote import WITHOUT_UNION, attach_all, call_off_opening, detach_all
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.opening import Opening
 
@@ -25,7 +26,7 @@ class OpenViews(Effect):
         def attach(called_off: threading.Event) -> None:
             attach_all(dataclasses.replace(context, cancelled=called_off, places={}))
 
-        openings[context.migration] = Opening(context.migration, attach)
+        openings[context.migration] = Opening(context.migration, attach, partial(detach_all, context))
         return None
 
     def undo(self, context: Context) -> Outcome:

@@ -484,6 +484,21 @@ def retired_copy_keeps_its_policy(stack: contextlib.ExitStack) -> None:
     _run(stack, retire_container=retire)
 
 
+def policy_returned_before_finalised(stack: contextlib.ExitStack) -> None:
+    real = target_container.fold_union
+
+    def fold(ctx: Ctx) -> Performance:
+        outcome = yield from real(ctx)
+        container = ctx.our_container()
+        if container is not None and "policy due" in ctx.files:
+            ctx.docker()
+            set_policy(container, ctx.view.source_prepared.restart_policy)
+            yield
+        return outcome
+
+    _run(stack, fold_union=fold)
+
+
 def contents_left_behind_without_a_union(stack: contextlib.ExitStack) -> None:
     real = target_data.apply_entries
 
@@ -811,6 +826,21 @@ BUGS = (
             "trouble_at": "source_released",
             "trouble": "reboot",
             "mood": "leave it",
+        },
+    ),
+    Bug(
+        "policy_returned_before_finalised",
+        "the target's container gets its restart policy back before finalised is durable (a former defect)",
+        ("P1",),
+        policy_returned_before_finalised,
+        seed=198,
+        aim={
+            "policy": "always",
+            "control": "rollback",
+            "control_at": "fold_union",
+            "trouble_at": "fold_union",
+            "trouble": "reboot",
+            "mood": "go back",
         },
     ),
     Bug(

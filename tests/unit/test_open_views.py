@@ -191,3 +191,28 @@ def test_an_opening_that_was_called_off_is_no_failure() -> None:
     assert begun.wait(10)
     opening.call_off()
     assert opening.ended and opening.failure is None
+
+
+def test_what_nobody_has_waited_for_is_taken_down_once_nothing_is_being_opened() -> None:
+    """An agent that stops in order leaves no view behind that no step has used."""
+    begun, done = threading.Event(), list[str]()
+
+    def attach(called_off: threading.Event) -> None:
+        begun.set()
+        called_off.wait(10)
+        done.append("ended")
+
+    opening = Opening("web-7", attach, lambda: done.append("detached"))
+    assert begun.wait(10)
+    opening.close(10)
+    assert done == ["ended", "detached"]
+
+
+def test_nothing_is_taken_down_under_an_opening_that_goes_on() -> None:
+    may_end, detached = threading.Event(), threading.Event()
+    opening = Opening("web-7", lambda _called_off: cast(None, may_end.wait(10)), detached.set)
+    opening.close(0.01)
+    assert not detached.is_set()
+    may_end.set()
+    opening.close(10)
+    assert detached.is_set()
