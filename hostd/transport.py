@@ -8,7 +8,7 @@ within a bound), a PermanentError (nobody should try again), or a result.
 How the connections are held: for each peer there is a generated ssh configuration in the run directory (so that
 no user's or machine's own ssh settings matter, and no option has to survive another program's quoting) and one
 *master* connection, started and watched here, which rsync and ssh calls join. An sshfs view has a connection
-of its own, because it must outlive this process.
+of its own, because it must outlive this process; whichever of its ssh processes comes first carries the others.
 
 Flow: ``prepare_target`` checks the peer; the pre-copy rounds and the fill call ``rsync_pull``; the cut-over
 fetches the dirty manifest with ``fetch`` and looks at the source through ``mount_remote``.
@@ -21,6 +21,7 @@ import ctypes
 import hashlib
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ STALLS = 2
 """After so many of them a transfer is given up that rsync itself still waits for (``hostd/stall.py``)."""
 PROBE_TIMEOUT_SECONDS = 5.0
 SSHFS_CONNECTIONS = 3
-"""A long read must not make every other reader wait; more than a few run into sshd's MaxStartups."""
+"""SFTP sessions of one view, over one connection: a long read must not make every other reader wait. Each counts for sshd's MaxSessions."""
 ENDING_SECONDS = 3.0
 """How long a view that has just been unmounted may take to end; whatever lives longer belongs to another migration."""
 MAX_CONTROL_PATH = 100
@@ -185,6 +186,17 @@ class Transport:
 
     def _config_path(self, peer: Peer, *, shared: bool) -> Path:
         return self.run_dir / f"{self._key(peer)}{'' if shared else '-own'}.conf"
+
+    def _view_socket(self, mountpoint: Path) -> Path:
+        """Where the sessions of a view that is about to be opened find their common connection.
+
+        One key exchange then opens them all, and all again after a broken link. A name for each opening: an ssh process of
+        an earlier one may still wait for a peer that does not answer, and whoever joined it would wait, too.
+        """
+        name = hashlib.sha256(os.fsencode(mountpoint.absolute())).hexdigest()[:8]
+        for left in self.run_dir.glob(f"{name}-*.view"):
+            left.unlink(missing_ok=True)
+        return self.run_dir / f"{name}-{secrets.token_hex(2)}.view"
 
     def _configure(self, peer: Peer) -> None:
         control = self._control_path(peer)
@@ -484,6 +496,7 @@ class Transport:
             "ro,allow_other,idmap=none,reconnect,dir_cache=no",
             "attr_timeout=0,ac_attr_timeout=0,entry_timeout=1,negative_timeout=0",
             f"max_conns={SSHFS_CONNECTIONS}",
+            f"ControlMaster=auto,ControlPath={_in_options(self._view_socket(mountpoint))}",
         ]
         command: list[str | bytes] = ["sshfs", "-F", str(self._config_path(peer, shared=False))]
         command += ["-o", ",".join(options)]
@@ -557,6 +570,11 @@ def _listing(directory: Path, paths: Iterable[bytes]) -> Iterator[str]:
             file.write(b"./" + path + b"\0")
         file.flush()
         yield file.name
+
+
+def _in_options(path: Path) -> str:
+    """``path`` as sshfs takes it out of a list, and ssh out of a line."""
+    return '"' + str(path).replace(",", "\\,") + '"'
 
 
 def _still_wanted(cancelled: threading.Event | None) -> None:

@@ -661,6 +661,68 @@ def test_a_killed_sshfs_is_noticed_and_replaced(place: Place) -> None:
     assert (mountpoint / "file").read_text() == "here"
 
 
+def connections_to(peer: Peer) -> int:
+    """How many TCP connections to the peer's sshd are open from here."""
+    line = ["ss", "-Htn", "state", "established", f"dport = :{peer.port}"]
+    return len(subprocess.run(line, check=True, capture_output=True).stdout.splitlines())
+
+
+@pytest.mark.parametrize("run_dir", ["run", "with a blank, and a comma"])
+def test_all_sessions_of_a_view_go_over_one_connection_of_its_own(place: Place, run_dir: str) -> None:
+    """A key exchange costs more than all else; and the agent's own connection ends with the agent."""
+    transport = Transport(place.directory / run_dir)
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    (place.source / "file").write_text("here")
+    try:
+        transport.mount_remote(place.peer, str(place.source), mountpoint)
+        assert len(mounts.processes_with_argument(os.fsencode(place.peer.alias), program=b"ssh")) == 1 + 3
+        assert connections_to(place.peer) == 1 + 1
+        transport.close()
+        wait_for(lambda: connections_to(place.peer) == 1)
+        assert (mountpoint / "file").read_text() == "here"
+        assert list(transport.run_dir.glob("*.view"))
+    finally:
+        transport.unmount_remote(mountpoint)
+    wait_for(lambda: connections_to(place.peer) == 0)
+    assert not list(transport.run_dir.glob("*.view"))
+
+
+def test_a_view_whose_connection_is_killed_opens_another_for_all_of_its_sessions(place: Place) -> None:
+    """C1, D14: whichever of its ssh processes carried the others."""
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    (place.source / "file").write_text("here")
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    place.transport.close()
+    for pid in mounts.processes_with_argument(os.fsencode(place.peer.alias), program=b"ssh"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
+
+    def reads() -> bool:
+        try:
+            return (mountpoint / "file").read_text() == "here"
+        except OSError:
+            return False
+
+    wait_for(reads)
+    place.transport.unmount_remote(mountpoint)
+    wait_for(lambda: not place.ssh_processes())
+
+
+def test_what_a_dead_view_left_of_its_connection_is_not_joined(place: Place) -> None:
+    """C1: an ssh process that waits for a host which does not answer would have the new view wait as well."""
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    [before] = place.transport.run_dir.glob("*.view")
+    [sshfs] = mounts.processes_with_argument(os.fsencode(mountpoint), program=b"sshfs")
+    os.kill(sshfs, 9)
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    [after] = place.transport.run_dir.glob("*.view")
+    assert before != after
+
+
 def test_a_frozen_peer_is_noticed_by_the_probe_within_its_time(place: Place) -> None:
     """D14, C1: whoever looks may hang, so a child looks."""
     mountpoint = place.directory / "remote"
