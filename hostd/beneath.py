@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 
 _OPENAT2 = 437
+_LISTXATTRAT = 465
+_AT_SYMLINK_NOFOLLOW = 0x100
 _RESOLVE = 0x01 | 0x04 | 0x08
 """RESOLVE_NO_XDEV, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH of openat2(2)."""
 _RENAME_EXCHANGE = 2
@@ -188,6 +190,14 @@ class Beneath:
 def reach(at: int, name: bytes) -> bytes:
     """A path for the calls that take no directory descriptor (xattrs, chmod)."""
     return b"/proc/self/fd/%d/%s" % (at, name)
+
+
+def certainly_bare(at: int, name: bytes) -> bool:
+    """Whether ``name`` in the directory ``at`` has no extended attribute at all; False where this does not tell.
+
+    listxattrat(2) of Linux 6.13, asked for the length only. ``reach`` leads through /proc, which takes three times as long.
+    """
+    return bool(_libc.syscall(_LISTXATTRAT, at, name, _AT_SYMLINK_NOFOLLOW, None, 0) == 0)
 
 
 def exchange(first: Path | bytes, second: Path | bytes) -> None:

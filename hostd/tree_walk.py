@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import threading
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import msgspec
 
 from events.errors import PermanentError
-from hostd.beneath import open_beneath, reach
+from hostd.beneath import certainly_bare, open_beneath, reach
 from hostd.digests import digest_of
 from hostd.entry import Entry, escape, path_problem
 
@@ -132,8 +133,8 @@ def _unreadable(tree: Path | bytes, path: bytes, error: OSError) -> PermanentErr
     )
 
 
-def _entry(seen: _Seen) -> Entry:
-    """Raises OSError, also when the thing vanished meanwhile."""
+def _entry(seen: _Seen, contents: int = -1) -> Entry:
+    """``contents``: a descriptor of it, where there is one. Raises OSError, also when the thing vanished meanwhile."""
     path, at, name, status = seen
     mode = status.st_mode
     kind = _KIND_OF[stat.S_IFMT(mode)]
@@ -148,7 +149,7 @@ def _entry(seen: _Seen) -> Entry:
         mtime_ns=status.st_mtime_ns,
         rdev=status.st_rdev if kind in "cb" else 0,
         link_target=os.readlink(name, dir_fd=at) if kind == "l" else b"",
-        xattrs=_xattrs(at, name),
+        xattrs=_xattrs(at, name) if contents < 0 else _pairs(contents),
         link_group=status.st_ino if status.st_nlink > 1 and kind != "d" else 0,
         blocks=status.st_blocks,
     )
@@ -156,9 +157,15 @@ def _entry(seen: _Seen) -> Entry:
 
 def _xattrs(at: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:
     # An O_PATH descriptor has no xattr calls of its own; its name in /proc leads to exactly that inode.
-    place, follow = (reach(at, name), False) if name else (b"/proc/self/fd/%d" % at, True)
+    if not name:
+        return _pairs(b"/proc/self/fd/%d" % at)
+    return () if certainly_bare(at, name) else _pairs(reach(at, name), follow_symlinks=False)
+
+
+def _pairs(place: bytes | int, *, follow_symlinks: bool = True) -> tuple[tuple[bytes, bytes], ...]:
+    """The extended attributes of a path or a descriptor, sorted by name. Raises OSError."""
     try:
-        names = os.listxattr(place, follow_symlinks=follow)
+        names = os.listxattr(place, follow_symlinks=follow_symlinks)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return ()
@@ -168,7 +175,7 @@ def _xattrs(at: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:
     pairs = []
     for key in sorted(map(os.fsencode, names)):
         try:
-            pairs.append((key, os.getxattr(place, key, follow_symlinks=follow)))
+            pairs.append((key, os.getxattr(place, key, follow_symlinks=follow_symlinks)))
         except OSError as error:
             if error.errno != errno.ENODATA:  # removed since it was listed
                 raise
@@ -313,8 +320,13 @@ def _walk_digesting(tree: Path | bytes, start: bytes, workers: int) -> Iterator[
     def unreadable(entry: Entry, error: OSError) -> PermanentError:
         return _unreadable(tree, entry.path, error)
 
+    yield from with_digests(walk_opened(tree, start=start), unreadable, workers)
+
+
+def walk_opened(tree: Path | bytes, *, start: bytes = b"") -> Iterator[tuple[Entry, int]]:
+    """As ``walk``, each entry with a descriptor of its contents, which is the caller's to close; -1 if it is no regular file."""
     with _root(tree) as root, contextlib.closing(_scan(tree, root, start)) as scan:
-        yield from with_digests(_opened(tree, scan), unreadable, workers)
+        yield from _opened(tree, scan)
 
 
 def with_digests(
@@ -346,13 +358,16 @@ def with_digests(
     with ThreadPoolExecutor(workers, thread_name_prefix="digest") as pool:
         try:
             for entry, contents in opened:
-                if contents < 0:
-                    pending.append(entry)
-                elif entry.size <= _SMALL_BYTES:
-                    pending.append(_digested(entry, contents, unreadable, stop))
-                else:
+                if contents >= 0 and entry.size > _SMALL_BYTES:
                     reading += 1
                     pending.append(pool.submit(_digested, entry, contents, unreadable, stop))
+                else:
+                    known = _digested(entry, contents, unreadable, stop) if contents >= 0 else entry
+                    if not pending:  # nearly always
+                        if known is not None:
+                            yield known
+                        continue
+                    pending.append(known)
                 yield from finished(all_of_them=False)
             yield from finished(all_of_them=True)
         finally:
@@ -379,7 +394,7 @@ def _opened(tree: Path | bytes, scan: Iterable[_Seen]) -> Iterator[tuple[Entry, 
         try:
             if stat.S_ISREG(seen.status.st_mode):
                 seen, contents = _open_contents(seen)  # noqa: PLW2901 (a fresher look at the same)
-            entry = _entry(seen)
+            entry = _entry(seen, contents)
         except OSError as error:
             if contents >= 0:
                 os.close(contents)
@@ -397,13 +412,19 @@ def _open_contents(seen: _Seen) -> tuple[_Seen, int]:
     """
     handle = os.open(seen.name, _HANDLE, dir_fd=seen.at) if seen.name else os.dup(seen.at)
     try:
-        seen = seen._replace(status=os.fstat(handle))
+        seen = _Seen(seen.path, seen.at, seen.name, os.fstat(handle))
         if not stat.S_ISREG(seen.status.st_mode):
             return seen, -1
-        place, flags = b"/proc/self/fd/%d" % handle, os.O_RDONLY | os.O_CLOEXEC
+        flags, own = os.O_RDONLY | os.O_CLOEXEC, _descriptors(os.getpid())
         try:
-            return seen, os.open(place, flags | os.O_NOATIME)
+            return seen, os.open(b"%d" % handle, flags | os.O_NOATIME, dir_fd=own)
         except PermissionError:
-            return seen, os.open(place, flags)
+            return seen, os.open(b"%d" % handle, flags, dir_fd=own)
     finally:
         os.close(handle)
+
+
+@functools.cache
+def _descriptors(_process: int) -> int:
+    """A descriptor of /proc/self/fd, which saves the way there. It means the process that opened it."""
+    return os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

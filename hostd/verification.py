@@ -42,7 +42,7 @@ from hostd.manifest import (
 )
 from hostd.own_file import read_own
 from hostd.placement import METACOPY, OVERLAY_PREFIX, REDIRECT
-from hostd.tree_walk import with_digests
+from hostd.tree_walk import walk_opened, with_digests
 
 MOUNT_MARK = "mounted-at"
 DIRECTORIES = "directories"
@@ -250,10 +250,13 @@ def _arrived(tree: _Tree) -> Iterator[Entry]:
     """The tree as it is to be compared: without what belongs to the union, and with digests of what can be opened."""
 
     def opened() -> Iterator[tuple[Entry, int]]:
-        for entry in walk(tree.root):
+        for entry, contents in walk_opened(tree.root):
             layer = tree.union.layer
             plain = msgspec.structs.replace(layer_entry(entry), link_group=0) if layer else _without_marks(entry)
-            yield plain, open_contents(_contents(tree, entry)) if entry.kind == "f" else -1
+            elsewhere = _contents_elsewhere(tree, entry)
+            if elsewhere and contents >= 0:
+                os.close(contents)
+            yield plain, open_contents(elsewhere) if elsewhere else contents
 
     return with_digests(opened(), _unreadable)
 
@@ -354,10 +357,15 @@ def _without_marks(entry: Entry) -> Entry:
 
 def _contents(tree: _Tree, entry: Entry) -> bytes:
     """The file that holds the contents: the replica's for a placeholder."""
+    return _contents_elsewhere(tree, entry) or tree.prefix + entry.path
+
+
+def _contents_elsewhere(tree: _Tree, entry: Entry) -> bytes:
+    """The replica's file that holds the contents of a placeholder; empty for what is none."""
     xattrs = dict(entry.xattrs)
-    if METACOPY in xattrs:
-        return os.fsencode(tree.union.replica) + b"/" + xattrs[REDIRECT].lstrip(b"/")
-    return tree.prefix + entry.path
+    if METACOPY not in xattrs:
+        return b""
+    return os.fsencode(tree.union.replica) + b"/" + xattrs[REDIRECT].lstrip(b"/")
 
 
 def _verify_file(manifest: Path, tree: _Tree, found: Found) -> None:

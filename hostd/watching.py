@@ -212,17 +212,18 @@ class Watches:
         """The directories in a directory. With ``links``, files of several names are noted."""
         folder = self._path(node)
         found = []
-        with os.scandir(b"/proc/self/fd/%d" % descriptor) as entries:
+        with os.scandir(descriptor) as entries:  # of a descriptor, so that a look at an entry need not go through /proc
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    found.append((node, entry.name))
+                    found.append((node, os.fsencode(entry.name)))
                 elif links is not None:
                     try:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
                     if status.st_nlink > 1:
-                        links.note(folder + b"/" + entry.name if folder else entry.name, status)
+                        name = os.fsencode(entry.name)
+                        links.note(folder + b"/" + name if folder else name, status)
         return found
 
     def _cut(self, node: _Node) -> None:

@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from events.errors import PermanentError
+from hostd import tree_walk
+from hostd.beneath import certainly_bare
 from hostd.entry import BLAKE3_FRAME
 from hostd.manifest import (
     MAX_RECORD_BYTES,
@@ -287,6 +289,32 @@ def test_an_entry_tells_all_that_lstat_and_the_xattrs_tell(grown: Grown) -> None
 
 
 @pytest.mark.root
+def test_a_kernel_that_does_not_tell_at_once_whether_there_are_attributes_shows_the_same(
+    grown: Grown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D17: Linux before 6.13."""
+    quick = list(walk(grown.tree))
+    monkeypatch.setattr(tree_walk, "certainly_bare", lambda *_: False)
+    assert list(walk(grown.tree)) == quick
+    assert any(entry.xattrs for entry in quick) and not all(entry.xattrs for entry in quick)
+
+
+def test_a_name_is_called_bare_only_if_it_is(tmp_path: Path) -> None:
+    """D17: where the kernel does not know the question, nothing is."""
+    for name in ("bare", "marked"):
+        (tmp_path / name).touch()
+    os.setxattr(tmp_path / "marked", "user.mark", b"x")
+    (tmp_path / "link").symlink_to("marked")
+    at = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = {name: certainly_bare(at, name) for name in (b"bare", b"marked", b"link", b"absent")}
+    finally:
+        os.close(at)
+    assert not found[b"marked"] and not found[b"absent"]
+    assert found[b"link"] == found[b"bare"], "the link itself is asked, not what it leads to"
+
+
+@pytest.mark.root
 def test_looking_leaves_access_times_as_they_were(grown: Grown) -> None:
     """P3: the source is untouched."""
     place = grown.place(b"files/large")
@@ -448,7 +476,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "listxattr", refuse)
-    for look in (lambda: list(walk(tmp_path, start=b"a\n")), lambda: observe(tmp_path, b"a\n")):
+    monkeypatch.setattr(tree_walk, "certainly_bare", lambda *_: False)
+    for look in (
+        lambda: list(walk(tmp_path, start=b"a\n")),
+        lambda: list(walk(tmp_path, start=b"a\n", digest=True)),
+        lambda: observe(tmp_path, b"a\n"),
+    ):
         with pytest.raises(PermanentError, match=r"a\\x0a in .* cannot be examined: Permission denied"):
             look()
 
