@@ -257,6 +257,9 @@ class SyncArmed(Data, frozen=True, kw_only=True):
     dirty: tuple[DirtyManifest, ...] = ()
     compare: bool = False
     why: str = ""
+    plain: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Of a first round: destinations of the trees in which, as the generation began, nothing had a second name, a hole, an
+    attribute or an ACL. What comes to have one is listed afterwards."""
 
 
 class SyncFinished(Data, frozen=True, kw_only=True):

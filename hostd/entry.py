@@ -20,6 +20,8 @@ MAX_LINK_TARGET_BYTES = 4095
 """PATH_MAX of Linux without its final NUL."""
 KINDS = "dflcbps-"
 DIGEST_BYTES = 32
+BLOCK_BYTES = 512
+"""What ``blocks`` counts in, as stat(2) does on any file system."""
 BLAKE3_FRAME = b"\x1e\x20"
 """Stands before a BLAKE3 digest: its number among multihashes, and its length."""
 
@@ -62,7 +64,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     stale: bool = False
     """The contents must come from the source."""
     blocks: _Count = 0
-    """Allocated blocks of 512 bytes. Says nothing about another host's file system."""
+    """Allocated, each of BLOCK_BYTES. Says nothing about another host's file system."""
     digest: bytes = b""
     """Of a regular file's contents; empty when not taken. BLAKE3 after its frame, or BLAKE2b-256 without one."""
 
@@ -127,6 +129,12 @@ def entry_problem(entry: Entry) -> str:
         if name.startswith(b"trusted.overlay."):
             return f"it carries the attribute {escape(name)}, by which overlayfs would be misled"
     return ""
+
+
+def plain(entry: Entry) -> bool:
+    """Whether it has one name, no hole, no attribute and no ACL, so that a simple copy has all of it."""
+    whole = entry.kind != "f" or entry.blocks * BLOCK_BYTES >= entry.size
+    return whole and not entry.xattrs and not entry.link_group
 
 
 def unsupported(entries: Iterable[Entry]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from events.schema import Mount, PortBinding
 from hostd import mounts
 from hostd.docker_json import ContainerView, VolumeView, view
 from hostd.engine import ContainerSummary, Engine, EngineInfo
+from hostd.entry import BLOCK_BYTES
 from hostd.shared_storage import SHARED_FILE_SYSTEMS, find_shared
 from hostd.spec import MIGRATION_LABEL, data_mounts, port_bindings
 from hostd.spec_rules import source_findings
@@ -39,8 +40,6 @@ FORGET_SECONDS = 3600.0
 LOWEST_PRIORITY = 19
 BY_CONTAINER = "is taken by the container"
 """How ``port_problems`` says that a port will be free once that container stops."""
-BLOCK_BYTES = 512
-"""Unit of st_blocks, whatever the file system's own block is."""
 
 
 class TreeSize(NamedTuple):

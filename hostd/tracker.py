@@ -65,6 +65,8 @@ class Tracker:
     ) -> None:
         self.tree = tree
         self.name = name
+        self.plain = False
+        """Whether a look at the whole tree, begun after the start, found nothing but what is ``plain`` (``hostd/entry.py``)."""
         self._open_queue = open_queue
         self._lock = threading.RLock()
         self._dirty = DirtySet(0, trusted=False, why="tracking was not started")

@@ -311,6 +311,7 @@ class Transport:
         checksum: bool = False,
         reread: bool = False,
         layer: bool = False,
+        plain: bool = False,
         basis: Path | None = None,
         bwlimit_kib: int = 0,
         fsync: bool = True,
@@ -328,7 +329,8 @@ class Transport:
         vanished file is no failure. ``expect_entries`` is the least number of entries that the tree's top must
         have before anything may be deleted here (D7, D22). ``checksum`` compares contents instead of size and
         time; ``reread`` transfers every listed file whatever its size and time. ``layer`` says that the tree is a
-        container's writable layer, whose marks of overlayfs belong to it. ``basis`` is a tree of older
+        container's writable layer, whose marks of overlayfs belong to it. ``plain`` says that nothing in the tree has a second
+        name, a hole, an attribute or an ACL, so that nobody need ask for them. ``basis`` is a tree of older
         versions: with ``reread`` it only saves traffic, without it a file of equal size and time is copied from it.
         What an interrupted transfer had of a file lies in ``partial_dir``, where this host's rsync can go on with it.
         ``fsync`` returns only when everything is on disk. ``timeout_seconds`` bounds a stall, not the whole.
@@ -342,9 +344,13 @@ class Transport:
         fresh = files_from is None and not single_file and _is_empty(destination)
         if expect_entries > 0 and not single_file and not fresh:
             _require_entries(peer, raw, self._entries(peer, raw, timeout_seconds, cancelled), expect_entries)
-        command = [*self._rsync(peer), "-aHAXS", "--numeric-ids", "--from0"]
-        marks = sorted(map(os.fsdecode, LAYER_MARKS)) if layer else []
-        command += [*(f"--filter=+x {mark}" for mark in marks), "--filter=-x trusted.overlay.*"]
+        if plain and _gives_no_attributes(destination):
+            command = [*self._rsync(peer), "-a"]
+        else:
+            command = [*self._rsync(peer), "-aHAXS"]
+            marks = sorted(map(os.fsdecode, LAYER_MARKS)) if layer else []
+            command += [*(f"--filter=+x {mark}" for mark in marks), "--filter=-x trusted.overlay.*"]
+        command += ["--numeric-ids", "--from0"]
         # By default rsync takes two times within one second for the same, of files and of directories.
         command += ["--modify-window=-1"]
         command += ["--stats", "--info=progress2,flist0,name0", "--outbuf=L", f"--timeout={timeout_seconds}"]
@@ -596,6 +602,14 @@ def _is_empty(directory: Path) -> bool:
         return not any(directory.iterdir())
     except FileNotFoundError:
         return True
+
+
+def _gives_no_attributes(directory: Path) -> bool:
+    """Whether what is made in it comes without an ACL or a label, which rsync would have to take away."""
+    try:
+        return all(name.startswith("trusted.overlay.") for name in os.listxattr(directory))
+    except OSError:
+        return False
 
 
 def _open_connections(mountpoint: Path) -> None:

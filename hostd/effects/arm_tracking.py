@@ -8,8 +8,10 @@ from events.schema import DirtyManifest, SyncOrdered
 from hostd.effects.base import ContainerChangedError, Context, Effect, Outcome
 from hostd.effects.publish import publish
 from hostd.effects.track_changes import changed, ensure_tracker, whole
+from hostd.entry import plain
 from hostd.layer_tracker import LayerTracker
 from hostd.openfiles import writable_files
+from hostd.tracker import Tracker
 
 
 class ArmTracking(Effect):
@@ -26,7 +28,7 @@ class ArmTracking(Effect):
             raise ContainerChangedError(f"the container {prepared.container_name!r} has been removed")
         pid = context.bench.engine.pid(prepared.container_id)
         dirty: list[DirtyManifest] = []
-        distrust = []
+        distrust, all_plain = [], []
         layers: list[LayerTracker] = []
         # A step that is repeated finds the tracker that its first attempt started: only the life that armed the round
         # before can have watched since then.
@@ -40,8 +42,11 @@ class ArmTracking(Effect):
                 entries = whole(mount)
                 dirty.append(publish(context, mount, f"round-{number}", entries, everything=True, why=order.why))
                 continue
-            if number == 1:
-                continue  # the first round copies everything anyway
+            if number == 1:  # copies everything anyway
+                # Since before the look at the whole tree nothing was missed, and what was seen is looked at once more.
+                if isinstance(tracker, Tracker) and tracker.plain and seen.trusted:
+                    all_plain += [mount.destination] if all(map(plain, changed(mount, seen, open_files))) else []
+                continue
             if fresh or not same_life or not seen.trusted:
                 distrust.append(f"{mount.destination}: {seen.why or 'the agent was restarted'}")
                 continue
@@ -51,4 +56,4 @@ class ArmTracking(Effect):
             layer.copy_takes(everything=number == 1 or not order.contents or bool(distrust))
         if distrust:
             return {"compare": True, "why": "; ".join(distrust)[:1000], "dirty": ()}
-        return {"dirty": tuple(dirty)}
+        return {"dirty": tuple(dirty), **({"plain": tuple(all_plain)} if all_plain else {})}

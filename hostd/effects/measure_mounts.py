@@ -13,13 +13,13 @@ from events.schema import Mount
 from hostd import mounts
 from hostd.effects.base import Context, Effect, Outcome
 from hostd.effects.shared import moving_mounts
-from hostd.entry import LAYER_MARKS
+from hostd.entry import BLOCK_BYTES, LAYER_MARKS, plain
 from hostd.file_flags import Uncarried
-from hostd.inventory import BLOCK_BYTES
 from hostd.layer import ROOTFS, is_whiteout, layer_entry, layer_obstacle
 from hostd.manifest import Entry, escape, unsupported, walk
 from hostd.placement import obstacles
 from hostd.rootfs import UnknownStoreError, upper_directory
+from hostd.tracker import Tracker
 
 MAX_REASONS = 20
 """Of a tree: a person mends the cause, not each of a million files."""
@@ -36,8 +36,11 @@ class MeasureMounts(Effect):
         warnings: list[str] = []
         for mount in trees_of(context):
             with Uncarried(mount.tree) as uncarried:
-                found, problems = _survey(context, mount, uncarried)
+                found, problems, all_plain = _survey(context, mount, uncarried)
                 warnings += uncarried.warnings(mount.destination)
+            tracker = context.bench.trackers.get((context.migration, mount.destination))
+            if isinstance(tracker, Tracker):
+                tracker.plain = all_plain
             measured.append(found)
             reasons += problems
         if reasons:
@@ -71,7 +74,8 @@ def trees_of(context: Context) -> list[Mount]:
     return [*found, Mount(kind=ROOTFS, name="", destination="/", tree=str(upper))]
 
 
-def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount, list[str]]:
+def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount, list[str], bool]:
+    """The mount with its sizes, what cannot be carried of it, and whether all of it is ``plain``."""
     tree = Path(mount.tree)
     problems = [
         f"{mount.destination}: {escape(below.point)} is a mount of its own inside of the data, which would not travel"
@@ -79,6 +83,7 @@ def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount
     ]
     size_bytes = files = blocks = entries = 0
     linked: set[int] = set()
+    all_plain = True
     for entry in walk(tree):
         context.check_cancelled()
         uncarried.look(entry.path)
@@ -87,6 +92,7 @@ def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount
             size_bytes += entry.size
             blocks += entry.blocks
         entries += 1
+        all_plain = all_plain and plain(entry)
         if entry.link_group:
             linked.add(entry.link_group)
         if len(problems) < MAX_REASONS:
@@ -101,7 +107,7 @@ def _survey(context: Context, mount: Mount, uncarried: Uncarried) -> tuple[Mount
         entries=entries,
         single_file=mount.kind != ROOTFS and not os.path.isdir(tree),
     )
-    return measured, problems[:MAX_REASONS]
+    return measured, problems[:MAX_REASONS], all_plain
 
 
 def _problems(entry: Entry) -> list[str]:

@@ -48,7 +48,8 @@ class PullRound(Effect):
     def _pull(context: Context, arrival: Arrival, armed: SyncArmed) -> RsyncResult | None:
         listed = _listed(arrival, armed)
         if arrival.mount.single_file or armed.round == 1 or armed.compare:
-            return _pull_all(context, arrival, compare=armed.compare)
+            plain = armed.plain is not msgspec.UNSET and arrival.mount.destination in armed.plain
+            return _pull_all(context, arrival, compare=armed.compare, plain=plain)
         if listed is not None and listed.everything:  # a layer's, in a round without contents: what went must go
             return _pull_all(context, arrival, compare=True)
         if listed is None:
@@ -60,7 +61,7 @@ def _listed(arrival: Arrival, armed: SyncArmed) -> DirtyManifest | None:
     return next((d for d in armed.dirty if d.destination == arrival.mount.destination), None)
 
 
-def _pull_all(context: Context, arrival: Arrival, *, compare: bool) -> RsyncResult:
+def _pull_all(context: Context, arrival: Arrival, *, compare: bool, plain: bool = False) -> RsyncResult:
     return pull(
         context,
         arrival,
@@ -69,6 +70,7 @@ def _pull_all(context: Context, arrival: Arrival, *, compare: bool) -> RsyncResu
         live=True,
         expect_entries=1 if arrival.mount.files else 0,
         checksum=compare,
+        plain=plain,
         on_progress=teller(context, arrival, f"pre-copy round {context.view.round}"),
     )
 

@@ -12,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from events import schema
@@ -128,6 +129,41 @@ def test_everything_odd_is_on_the_target_exactly_as_on_the_source_at_every_stage
     assert differences(kept, plain) == []
     assert_sparse(kept, plain)
     fleet.assert_sound("exact-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "pause", "after", "plain"),
+    [
+        ("surveyed", "target.create_container:before_effect", "source_prepared", msgspec.UNSET),
+        ("armed", "target.pull_round:before_effect", "sync_armed", ("/data",)),
+    ],
+)
+def test_what_becomes_odd_in_a_plain_tree_travels_whenever_it_does(
+    fleet: Fleet, name: str, pause: str, after: str, plain: tuple[str, ...] | msgspec.UnsetType
+) -> None:
+    """P4, D15, D16, D17: the first round of a tree without attributes asks for none; they come before it began, or after."""
+    tree = fleet.volume("alpha", name)
+    for number in range(50):
+        (tree / str(number)).write_bytes(os.urandom(5000))
+    fleet.sleeper(name, volumes={name: {"bind": "/data"}})
+    fleet.failpoints("hostd/beta", f"{pause}=pause")
+    fleet.request(f"{name}-1", name)
+    fleet.wait_for(f"{name}-1", after)
+    os.setxattr(tree / "7", "user.mark", b"x")
+    os.link(tree / "8", tree / "another name of 8")
+    with (tree / "9").open("r+b") as file:
+        file.truncate(10 * MIB)
+    subprocess.run(["setfacl", "-m", "u:7:r", str(tree / "10")], check=True)
+    fleet.failpoints("hostd/beta", "")
+    fleet.wait_end(f"{name}-1", "completed", timeout_seconds=60)
+    first = next(event.data for event in fleet.events(f"{name}-1") if isinstance(event.data, schema.SyncArmed))
+    assert first.plain == plain
+    place = f"/var/lib/docker/volumes/{name}/_data"
+    [kept], [there] = fleet.describe("alpha", place), fleet.describe("beta", place)
+    assert differences(kept, there) == []
+    odd = {entry.path for entry in there if entry.xattrs or entry.link_group or entry.blocks * 512 < entry.size}
+    assert odd == {b"7", b"8", b"another name of 8", b"9", b"10"}
+    fleet.assert_sound(f"{name}-1")
 
 
 def test_paths_that_no_union_could_carry_are_named_and_refused_before_anything_stops(fleet: Fleet) -> None:

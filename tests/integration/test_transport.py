@@ -661,6 +661,22 @@ def test_a_killed_sshfs_is_noticed_and_replaced(place: Place) -> None:
     assert (mountpoint / "file").read_text() == "here"
 
 
+def test_a_plain_tree_comes_whole_and_takes_no_attribute_from_where_it_arrives(place: Place) -> None:
+    """D17: a directory whose default ACL all new files in it get is one into which nothing is plain."""
+    (place.source / "below").mkdir()
+    (place.source / "below" / "file").write_bytes(b"contents" * 1000)
+    (place.source / "link").symlink_to("below/file")
+    os.utime(place.source / "below", ns=(1, 10**18 + 1))
+    inheriting = place.directory / "inheriting"
+    inheriting.mkdir()
+    subprocess.run(["setfacl", "-d", "-m", "u:7:rwx", str(inheriting)], check=True)
+    for target in (place.target, inheriting):
+        place.transport.rsync_pull(
+            place.peer, str(place.source), target, temp_dir=place.incoming, plain=True, expect_entries=1
+        )
+        assert list(compare(walk(place.source, digest=True), walk(target, digest=True))) == []
+
+
 def connections_to(peer: Peer) -> int:
     """How many TCP connections to the peer's sshd are open from here."""
     line = ["ss", "-Htn", "state", "established", f"dport = :{peer.port}"]

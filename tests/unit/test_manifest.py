@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from events.errors import PermanentError
 from hostd import tree_walk
 from hostd.beneath import certainly_bare
-from hostd.entry import BLAKE3_FRAME
+from hostd.entry import BLAKE3_FRAME, plain
 from hostd.manifest import (
     MAX_RECORD_BYTES,
     Difference,
@@ -297,6 +297,14 @@ def test_a_kernel_that_does_not_tell_at_once_whether_there_are_attributes_shows_
     monkeypatch.setattr(tree_walk, "certainly_bare", lambda *_: False)
     assert list(walk(grown.tree)) == quick
     assert any(entry.xattrs for entry in quick) and not all(entry.xattrs for entry in quick)
+
+
+def test_plain_is_what_a_simple_copy_has_all_of() -> None:
+    """D15 D16 D17."""
+    file = Entry(path=b"a", kind="f", size=5000, blocks=16)
+    assert plain(file) and plain(Entry(path=b"d", kind="d", blocks=0)) and plain(Entry(path=b"e", kind="f"))
+    for odd in ({"blocks": 8}, {"link_group": 7}, {"xattrs": ((b"user.mark", b"x"),)}):
+        assert not plain(msgspec.structs.replace(file, **odd))  # type: ignore[arg-type]
 
 
 def test_a_name_is_called_bare_only_if_it_is(tmp_path: Path) -> None:
