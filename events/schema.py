@@ -258,8 +258,8 @@ class SyncArmed(Data, frozen=True, kw_only=True):
     compare: bool = False
     why: str = ""
     plain: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
-    """Of a first round: destinations of the trees in which, as the generation began, nothing had a second name, a hole, an
-    attribute or an ACL. What comes to have one is listed afterwards."""
+    """Of a first round: destinations of the trees in which, as the generation began, nothing had a second name, an attribute,
+    an ACL, or fewer blocks than its size takes. What comes to have one is listed afterwards."""
 
 
 class SyncFinished(Data, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import stat
 from collections.abc import Iterator
@@ -197,7 +198,12 @@ def certainly_bare(at: int, name: bytes) -> bool:
 
     listxattrat(2) of Linux 6.13, asked for the length only. ``reach`` leads through /proc, which takes three times as long.
     """
-    return bool(_libc.syscall(_LISTXATTRAT, at, name, _AT_SYMLINK_NOFOLLOW, None, 0) == 0)
+    return _has_listxattrat() and _libc.syscall(_LISTXATTRAT, at, name, _AT_SYMLINK_NOFOLLOW, None, 0) == 0
+
+
+@functools.cache
+def _has_listxattrat() -> bool:
+    return _libc.syscall(_LISTXATTRAT, -1, b"x", 0, None, 0) < 0 and ctypes.get_errno() == errno.EBADF
 
 
 def exchange(first: Path | bytes, second: Path | bytes) -> None:

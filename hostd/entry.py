@@ -132,7 +132,10 @@ def entry_problem(entry: Entry) -> str:
 
 
 def plain(entry: Entry) -> bool:
-    """Whether it has one name, no hole, no attribute and no ACL, so that a simple copy has all of it."""
+    """Whether it has one name, no attribute, no ACL and the blocks that its size takes, so that a simple copy has all of it.
+
+    A hole may hide behind blocks that were allocated beyond its size: the copy then takes the blocks that the file takes.
+    """
     whole = entry.kind != "f" or entry.blocks * BLOCK_BYTES >= entry.size
     return whole and not entry.xattrs and not entry.link_group
 

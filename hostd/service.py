@@ -262,9 +262,6 @@ class Service:
             runner.close(max(0.1, deadline - time.monotonic()))
         for opening in openings:
             opening.call_off(max(0.1, deadline - time.monotonic()))
-        for unused in self._bench.openings.values():  # views that no step has waited for
-            with contextlib.suppress(CargoError):
-                unused.close(max(0.1, deadline - time.monotonic()))
         for warm in list(self._bench.warm.values()):
             with contextlib.suppress(CargoError):
                 warm.cool()  # nobody else could open its gate; the next life starts it cold
@@ -273,4 +270,9 @@ class Service:
         self._telling.stop()
         self._registration.close()
         self._bench.transport.close()
+        # Views that no step has waited for; last, as Docker may not answer.
+        for unused in list(self._bench.openings.values()):
+            if time.monotonic() < deadline:
+                with contextlib.suppress(CargoError, OSError):
+                    unused.close(0.1)
         self._log.info("stopped")

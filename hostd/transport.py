@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -136,15 +138,15 @@ class Transport:
         """End every master connection, also those that an earlier life of this agent left, and wait for them."""
         with self._lock:
             masters, self._masters = self._masters, {}
-        for socket in sorted(self.run_dir.glob("*.sock")):
-            config = socket.with_suffix(".conf")
+        for master_socket in sorted(self.run_dir.glob("*.sock")):
+            config = master_socket.with_suffix(".conf")
             if config.exists():
                 run(["ssh", "-F", str(config), "-O", "exit", "--", _alias_of(config)], timeout_seconds=5)
         for master in masters.values():
             stop(master.process)
             master.log.unlink(missing_ok=True)
-        for socket in self.run_dir.glob("*.sock"):
-            socket.unlink(missing_ok=True)
+        for master_socket in self.run_dir.glob("*.sock"):
+            master_socket.unlink(missing_ok=True)
 
     def let_go(self, peer: Peer) -> None:
         """End the master connection to a peer, unless something still goes through it. The next use opens another."""
@@ -156,15 +158,15 @@ class Transport:
                 if time.monotonic() > deadline:
                     return
                 time.sleep(0.05)
-            config, socket = self._config_path(peer, shared=True), self._control_path(peer)
-            if config.exists() and socket.exists():  # an earlier life of this agent may have opened it
+            config, control = self._config_path(peer, shared=True), self._control_path(peer)
+            if config.exists() and control.exists():  # an earlier life of this agent may have opened it
                 run(["ssh", "-F", str(config), "-O", "exit", "--", peer.alias], timeout_seconds=5)
             with self._lock:
                 master = self._masters.pop(self._key(peer), None)
             if master is not None:
                 stop(master.process)
                 master.log.unlink(missing_ok=True)
-            socket.unlink(missing_ok=True)
+            control.unlink(missing_ok=True)
 
     def _in_use(self, peer: Peer) -> bool:
         """Whether a transfer or a view of any migration has this peer's configuration, other than the master."""
@@ -187,16 +189,18 @@ class Transport:
     def _config_path(self, peer: Peer, *, shared: bool) -> Path:
         return self.run_dir / f"{self._key(peer)}{'' if shared else '-own'}.conf"
 
-    def _view_socket(self, mountpoint: Path) -> Path:
+    def _view_socket(self) -> Path:
         """Where the sessions of a view that is about to be opened find their common connection.
 
-        One key exchange then opens them all, and all again after a broken link. A name for each opening: an ssh process of
-        an earlier one may still wait for a peer that does not answer, and whoever joined it would wait, too.
+        One key exchange then opens them all; where they cannot join, each connects for itself. A name for each opening: an
+        ssh process of an earlier one may still wait for a peer that does not answer, and whoever joined it would wait, too.
         """
-        name = hashlib.sha256(os.fsencode(mountpoint.absolute())).hexdigest()[:8]
-        for left in self.run_dir.glob(f"{name}-*.view"):
-            left.unlink(missing_ok=True)
-        return self.run_dir / f"{name}-{secrets.token_hex(2)}.view"
+        for left in self.run_dir.glob("*.view"):  # ssh removes its own, unless it was killed
+            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as asking:
+                asking.setblocking(False)
+                if asking.connect_ex(os.fsencode(left)) == errno.ECONNREFUSED:
+                    left.unlink(missing_ok=True)
+        return self.run_dir / f"{secrets.token_hex(6)}.view"
 
     def _configure(self, peer: Peer) -> None:
         control = self._control_path(peer)
@@ -330,7 +334,7 @@ class Transport:
         have before anything may be deleted here (D7, D22). ``checksum`` compares contents instead of size and
         time; ``reread`` transfers every listed file whatever its size and time. ``layer`` says that the tree is a
         container's writable layer, whose marks of overlayfs belong to it. ``plain`` says that nothing in the tree has a second
-        name, a hole, an attribute or an ACL, so that nobody need ask for them. ``basis`` is a tree of older
+        name, an attribute, an ACL, or fewer blocks than its size takes, so that into an empty destination nobody need ask for them. ``basis`` is a tree of older
         versions: with ``reread`` it only saves traffic, without it a file of equal size and time is copied from it.
         What an interrupted transfer had of a file lies in ``partial_dir``, where this host's rsync can go on with it.
         ``fsync`` returns only when everything is on disk. ``timeout_seconds`` bounds a stall, not the whole.
@@ -344,7 +348,7 @@ class Transport:
         fresh = files_from is None and not single_file and _is_empty(destination)
         if expect_entries > 0 and not single_file and not fresh:
             _require_entries(peer, raw, self._entries(peer, raw, timeout_seconds, cancelled), expect_entries)
-        if plain and _gives_no_attributes(destination):
+        if plain and fresh and _gives_no_attributes(destination):
             command = [*self._rsync(peer), "-a"]
         else:
             command = [*self._rsync(peer), "-aHAXS"]
@@ -502,7 +506,7 @@ class Transport:
             "ro,allow_other,idmap=none,reconnect,dir_cache=no",
             "attr_timeout=0,ac_attr_timeout=0,entry_timeout=1,negative_timeout=0",
             f"max_conns={SSHFS_CONNECTIONS}",
-            f"ControlMaster=auto,ControlPath={_in_options(self._view_socket(mountpoint))}",
+            f"ControlMaster=auto,ControlPath={_in_options(self._view_socket())}",
         ]
         command: list[str | bytes] = ["sshfs", "-F", str(self._config_path(peer, shared=False))]
         command += ["-o", ",".join(options)]
@@ -613,10 +617,10 @@ def _gives_no_attributes(directory: Path) -> bool:
 
 
 def _open_connections(mountpoint: Path) -> None:
-    """Make sshfs open all of its connections now.
+    """Make sshfs open all of its sessions now.
 
-    It opens each when it first has use for it, and lets every reader wait meanwhile: a third of a second in which a container
-    that has just been started would read its second file. A directory that is held open keeps its connection busy, so the next
+    It opens each when it first has use for it, and lets every reader wait meanwhile: for a server to start there, and for a key exchange
+    where it cannot join a connection. A container that has just been started would read its second file then. A directory that is held open keeps its connection busy, so the next
     goes through another. In a child, which may hang; what fails here fails again, and is told, when somebody reads.
     """
     held = f"import os, sys; [os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY) for _ in range({SSHFS_CONNECTIONS})]"

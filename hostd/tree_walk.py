@@ -320,10 +320,11 @@ def _walk_digesting(tree: Path | bytes, start: bytes, workers: int) -> Iterator[
     def unreadable(entry: Entry, error: OSError) -> PermanentError:
         return _unreadable(tree, entry.path, error)
 
-    yield from with_digests(walk_opened(tree, start=start), unreadable, workers)
+    with contextlib.closing(walk_opened(tree, start=start)) as opened:
+        yield from with_digests(opened, unreadable, workers)
 
 
-def walk_opened(tree: Path | bytes, *, start: bytes = b"") -> Iterator[tuple[Entry, int]]:
+def walk_opened(tree: Path | bytes, *, start: bytes = b"") -> Generator[tuple[Entry, int], None, None]:
     """As ``walk``, each entry with a descriptor of its contents, which is the caller's to close; -1 if it is no regular file."""
     with _root(tree) as root, contextlib.closing(_scan(tree, root, start)) as scan:
         yield from _opened(tree, scan)

@@ -11,6 +11,7 @@ copies, a missed one could lose data.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -249,16 +250,17 @@ def _lies_there_already(tree: _Tree, before: Entry, entry: Entry) -> bool:
 def _arrived(tree: _Tree) -> Iterator[Entry]:
     """The tree as it is to be compared: without what belongs to the union, and with digests of what can be opened."""
 
-    def opened() -> Iterator[tuple[Entry, int]]:
-        for entry, contents in walk_opened(tree.root):
+    def opened(walked: Iterator[tuple[Entry, int]]) -> Iterator[tuple[Entry, int]]:
+        for entry, contents in walked:
             layer = tree.union.layer
             plain = msgspec.structs.replace(layer_entry(entry), link_group=0) if layer else _without_marks(entry)
-            elsewhere = _contents_elsewhere(tree, entry)
-            if elsewhere and contents >= 0:
+            if contents >= 0 and any(name == METACOPY for name, _ in entry.xattrs):  # a placeholder, of no contents
                 os.close(contents)
-            yield plain, open_contents(elsewhere) if elsewhere else contents
+                contents = open_contents(_contents(tree, entry))  # noqa: PLW2901 (those of the replica instead)
+            yield plain, contents
 
-    return with_digests(opened(), _unreadable)
+    with contextlib.closing(walk_opened(tree.root)) as walked:
+        yield from with_digests(opened(walked), _unreadable)
 
 
 def _unreadable(entry: Entry, error: OSError) -> PermanentError:
@@ -357,15 +359,10 @@ def _without_marks(entry: Entry) -> Entry:
 
 def _contents(tree: _Tree, entry: Entry) -> bytes:
     """The file that holds the contents: the replica's for a placeholder."""
-    return _contents_elsewhere(tree, entry) or tree.prefix + entry.path
-
-
-def _contents_elsewhere(tree: _Tree, entry: Entry) -> bytes:
-    """The replica's file that holds the contents of a placeholder; empty for what is none."""
     xattrs = dict(entry.xattrs)
-    if METACOPY not in xattrs:
-        return b""
-    return os.fsencode(tree.union.replica) + b"/" + xattrs[REDIRECT].lstrip(b"/")
+    if METACOPY in xattrs:
+        return os.fsencode(tree.union.replica) + b"/" + xattrs[REDIRECT].lstrip(b"/")
+    return tree.prefix + entry.path
 
 
 def _verify_file(manifest: Path, tree: _Tree, found: Found) -> None:

@@ -7,7 +7,7 @@ asserted: a budget that is not reached stands on the page as such.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ REACTION_MS, EVENTS_PER_SECOND = 10.0, 200
 STEADY = 0.95
 IN_FLIGHT, RESTART_SECONDS, COORDINATOR_MIB, CORES = 1000, 3.0, 200.0, 1.0
 AGENT_MIB, AGENT_PERCENT = 60.0, 0.2
+COPIES = ("rsync_seconds", "compared_seconds")
 UNKNOWN = "not measured"
 
 ABOUT = (
@@ -119,8 +120,7 @@ def judge_outage(result: Result) -> list[Verdict]:
 
 def judge_total(result: Result) -> list[Verdict]:
     """The whole migration of an idle container against one rsync; many small files apart."""
-    ratios = [(load, against(load.get("idle_total_seconds", []), load["rsync_seconds"])) for load in result["loads"]]
-    found = [(load, Named(value, load["label"])) for load, value in ratios if value is not None]
+    found, compared = ([(load, named) for load in result["loads"] for named in _total(load, key)] for key in COPIES)
     return [
         at_most(
             "whole migration, hybrid, idle container",
@@ -134,7 +134,19 @@ def judge_total(result: Result) -> list[Verdict]:
             TOTAL_SMALL_FILES,
             [figure for load, figure in found if load["files"] >= SMALL_FILES],
         ),
+        at_most(
+            "for comparison: the same where the copy is compared, too, as a migration is",
+            f"≤ {TOTAL} times `rsync -a` and `rsync -a --checksum --dry-run`",
+            TOTAL,
+            [figure for _, figure in compared],
+        ),
     ]
+
+
+def _total(load: Mapping[str, Any], baseline: str) -> Iterator[Named]:
+    value = against(load.get("idle_total_seconds", []), load.get(baseline, []))
+    if value is not None:
+        yield Named(value, load["label"])
 
 
 def judge_link(result: Result) -> list[Verdict]:

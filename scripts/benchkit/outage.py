@@ -139,7 +139,7 @@ def measure(setting: Setting, stage: Stage, load: Load, turns: int, by_hand: int
             witness = watched(stage, writing=client == "writing")
             try:
                 restarts = [gap_of(witness, stage.restart)[0] for _ in range(RESTARTS)]
-                copy = stage.rsync_seconds()
+                copy = stage.rsync_seconds(series["compared_seconds"])
                 sample = migrated(stage, witness, start)
                 if client == "writing":
                     lost += len(witness.missing_from(stage.home.spec.address))
@@ -218,16 +218,18 @@ def tables(result: Result) -> list[Table]:
                 ]
             )
         total, filled = load.get("idle_total_seconds", []), load.get("idle_filled_seconds", [])
-        busy = load.get("writing_total_seconds", [])
+        busy, compared = load.get("writing_total_seconds", []), load.get("compared_seconds", [])
         totals.append(
             [
                 load["label"],
                 seconds(copy),
+                seconds(compared),
                 seconds(load.get("by_hand_total_seconds", [])),
                 seconds(filled),
                 ratio(filled, copy),
                 seconds(total),
                 ratio(total, copy),
+                ratio(total, compared),
                 seconds(busy),
                 ratio(busy, copy),
             ]
@@ -251,11 +253,13 @@ def tables(result: Result) -> list[Table]:
             (
                 "data",
                 "one rsync -a",
+                "rsync -a, then compared",
                 "stop-rsync-start",
                 "all data there, idle",
                 "ratio to rsync",
                 "verified and released, idle",
                 "ratio to rsync",
+                "ratio to rsync, compared",
                 "verified and released, writing",
                 "ratio to rsync",
             ),
@@ -300,7 +304,8 @@ CASE = Case(
     about=(
         "A Redis that fsyncs every write, with further data beside it in the same volume, is moved back and forth; before "
         "each migration the same container is restarted three times with `docker restart`, and the tree copied once with "
-        "`rsync -a`, sync included. Outage is the time between the last answer here and the first answer there (of a restart: the longest between two "
+        "`rsync -a`, sync included (*then compared*: and read once more on both sides by `rsync -a --checksum --dry-run`, as a careful person "
+        "would before letting go of the source). Outage is the time between the last answer here and the first answer there (of a restart: the longest between two "
         "answers) to a client outside of the hosts that asks every millisecond. *Idle*: the client only reads, so nothing changes. *Writing*: it writes all the time, and "
         "looks afterwards for every record that was acknowledged. The source keeps its copy, as it does unless asked otherwise; it is removed between the turns. *Warm* and *cold*: how the target starts the container. *All data there* ends with `fill_finished`; *verified and "
         "released* with `completed`, when every byte has been read again on both hosts and compared. Docker forwards a port "

@@ -256,20 +256,26 @@ class Stage:
         ]
         return ["ssh", "-i", OPERATOR_IDENTITY, *(word for option in options for word in ("-o", option))]
 
-    def rsync(self, into: str) -> None:
+    def rsync(self, into: str, *options: str) -> None:
         """``rsync -a --delete`` of the volume from home, run on the other host, down to its disk."""
         source = f"root@{self.home.spec.address}:{TREE}/"
-        line = ["rsync", "-a", "--delete", "-e", " ".join(self.ssh_line()), source, into]
+        line = ["rsync", "-a", "--delete", *options, "-e", " ".join(self.ssh_line()), source, into]
         self.away.run(line, timeout_seconds=END_SECONDS)
         self.away.run(["sync", "-f", into], timeout_seconds=END_SECONDS)
 
-    def rsync_seconds(self) -> float:
-        """How long one rsync of the tree takes; the copy is removed again."""
+    def rsync_seconds(self, compared: list[float] | None = None) -> float:
+        """How long one rsync of the tree takes; the copy is removed again.
+
+        To ``compared`` is added how long it takes together with a second one, which compares all contents by checksum.
+        """
         scratch = "/var/lib/docker/benchcopy"
         self.away.run(["mkdir", "-p", scratch])
         began = time.monotonic()
         self.rsync(scratch)
         took = time.monotonic() - began
+        if compared is not None:
+            self.rsync(scratch, "--checksum", "--dry-run")
+            compared.append(time.monotonic() - began)
         self.away.run(["rm", "-rf", scratch], timeout_seconds=END_SECONDS)
         return took
 

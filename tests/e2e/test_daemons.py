@@ -194,6 +194,20 @@ def test_an_etcd_of_somebody_else_on_that_port_is_not_taken_for_ones_own(tmp_pat
 # --- stopping ------------------------------------------------------------------------------------------
 
 
+def test_an_agent_that_ends_leaves_no_view_behind_that_nothing_stands_on(fleet: Fleet) -> None:
+    """Opened ahead, beside the rounds; its next life opens it again."""
+    (fleet.volume("alpha", "ahead") / "large").write_bytes(os.urandom(3_000_000))
+    fleet.sleeper("ahead", volumes={"ahead": {"bind": "/data"}})
+    fleet.request("ahead-1", "ahead", bwlimit_kib=300)
+    fleet.wait_for("ahead-1", "sync_armed")
+    wait_until(lambda: len(fleet.mounts("beta")) == 2, "the view is not opened ahead", 20)
+    assert fleet.beta.hostd.stop(STOP_SECONDS), "it had to be killed"
+    assert fleet.mounts("beta") == [] and fleet.tools("beta") == []
+    fleet.beta.hostd.start()
+    fleet.wait_end("ahead-1", "completed", timeout_seconds=60)
+    fleet.assert_sound("ahead-1")
+
+
 def test_sigterm_ends_agents_in_the_middle_of_a_transfer_and_their_next_life_goes_on(fleet: Fleet) -> None:
     (fleet.volume("alpha", "mid-data") / "large").write_bytes(os.urandom(3_000_000))
     fleet.sleeper("mid", volumes={"mid-data": {"bind": "/data"}})

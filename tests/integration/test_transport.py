@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -677,6 +678,37 @@ def test_a_plain_tree_comes_whole_and_takes_no_attribute_from_where_it_arrives(p
         assert list(compare(walk(place.source, digest=True), walk(target, digest=True))) == []
 
 
+@pytest.mark.parametrize(
+    ("plain", "there_already", "asked_for"), [(True, False, "-a"), (True, True, "-aHAXS"), (False, False, "-aHAXS")]
+)
+def test_only_the_first_attempt_at_a_plain_tree_asks_for_no_attributes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, plain: bool, there_already: bool, asked_for: str
+) -> None:
+    """What is renamed into its place from a directory beside takes that one's attributes along."""
+    asked = []
+    monkeypatch.setattr(
+        place.transport,
+        "_perform",
+        lambda _peer, command, **_: asked.append(command) or RsyncResult(0, 0, 0, 0, 0.0, False),
+    )
+    if there_already:
+        (place.target / "half").touch()
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming, plain=plain)
+    [command] = asked
+    assert [word for word in command if str(word).startswith("-a")] == [asked_for]
+
+
+def test_an_interrupted_plain_round_brings_no_attributes_of_the_directory_beside(place: Place) -> None:
+    """D17: rsync takes an inherited ACL away from the tree's root at once, and the temporary directory keeps its own."""
+    (place.source / "file").write_bytes(b"contents" * 1000)
+    for directory in (place.incoming, place.target):
+        subprocess.run(["setfacl", "-d", "-m", "u:7:rwx", str(directory)], check=True)
+    (place.target / "of the first attempt").touch()
+    subprocess.run(["setfacl", "-b", "-k", str(place.target)], check=True)
+    place.transport.rsync_pull(place.peer, str(place.source), place.target, temp_dir=place.incoming, plain=True)
+    assert list(compare(walk(place.source, digest=True), walk(place.target, digest=True))) == []
+
+
 def connections_to(peer: Peer) -> int:
     """How many TCP connections to the peer's sshd are open from here."""
     line = ["ss", "-Htn", "state", "established", f"dport = :{peer.port}"]
@@ -692,7 +724,7 @@ def test_all_sessions_of_a_view_go_over_one_connection_of_its_own(place: Place, 
     (place.source / "file").write_text("here")
     try:
         transport.mount_remote(place.peer, str(place.source), mountpoint)
-        assert len(mounts.processes_with_argument(os.fsencode(place.peer.alias), program=b"ssh")) == 1 + 3
+        assert len(mounts.processes_with_argument(os.fsencode(transport.run_dir), program=b"ssh")) == 1 + 3
         assert connections_to(place.peer) == 1 + 1
         transport.close()
         wait_for(lambda: connections_to(place.peer) == 1)
@@ -704,14 +736,26 @@ def test_all_sessions_of_a_view_go_over_one_connection_of_its_own(place: Place, 
     assert not list(transport.run_dir.glob("*.view"))
 
 
-def test_a_view_whose_connection_is_killed_opens_another_for_all_of_its_sessions(place: Place) -> None:
+def test_a_view_opens_where_a_connection_carries_but_one_session(place: Place) -> None:
+    """C10: those that cannot join connect for themselves."""
+    place.sshd.stop()
+    place.sshd.start("MaxSessions 1")
+    mountpoint = place.directory / "remote"
+    mountpoint.mkdir()
+    (place.source / "file").write_text("here")
+    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    assert (mountpoint / "file").read_text() == "here"
+    assert connections_to(place.peer) == 1 + 3
+
+
+def test_a_view_whose_connection_is_killed_connects_again(place: Place) -> None:
     """C1, D14: whichever of its ssh processes carried the others."""
     mountpoint = place.directory / "remote"
     mountpoint.mkdir()
     (place.source / "file").write_text("here")
     place.transport.mount_remote(place.peer, str(place.source), mountpoint)
     place.transport.close()
-    for pid in mounts.processes_with_argument(os.fsencode(place.peer.alias), program=b"ssh"):
+    for pid in mounts.processes_with_argument(os.fsencode(place.transport.run_dir), program=b"ssh"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
 
@@ -726,17 +770,31 @@ def test_a_view_whose_connection_is_killed_opens_another_for_all_of_its_sessions
     wait_for(lambda: not place.ssh_processes())
 
 
-def test_what_a_dead_view_left_of_its_connection_is_not_joined(place: Place) -> None:
+def test_a_view_does_not_wait_for_the_connection_of_a_dead_one(place: Place) -> None:
     """C1: an ssh process that waits for a host which does not answer would have the new view wait as well."""
     mountpoint = place.directory / "remote"
     mountpoint.mkdir()
+    (place.source / "file").write_text("here")
     place.transport.mount_remote(place.peer, str(place.source), mountpoint)
-    [before] = place.transport.run_dir.glob("*.view")
+    place.transport.close()
     [sshfs] = mounts.processes_with_argument(os.fsencode(mountpoint), program=b"sshfs")
-    os.kill(sshfs, 9)
+    stuck = mounts.processes_with_argument(os.fsencode(place.transport.run_dir), program=b"ssh")
+    for pid in stuck:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        os.kill(sshfs, signal.SIGKILL)
+        place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+        assert (mountpoint / "file").read_text() == "here"
+    finally:
+        for pid in stuck:
+            os.kill(pid, signal.SIGKILL)
+    place.transport.unmount_remote(mountpoint)
+    mounts.wait_until_gone(stuck, timeout_seconds=DEADLINE_SECONDS)
+    wait_for(lambda: len(list(place.transport.run_dir.glob("*.view"))) == 1)  # the killed ones could not remove theirs
     place.transport.mount_remote(place.peer, str(place.source), mountpoint)
-    [after] = place.transport.run_dir.glob("*.view")
-    assert before != after
+    [own] = place.transport.run_dir.glob("*.view")
+    place.transport.unmount_remote(mountpoint)
+    wait_for(lambda: not own.exists())
 
 
 def test_a_frozen_peer_is_noticed_by_the_probe_within_its_time(place: Place) -> None:

@@ -61,14 +61,15 @@ class Sshd:
         return (self.directory / "sshd.log").read_text(errors="replace")
 
     def start(self, *more: str) -> Sshd:
-        """Start, with ``more`` lines of configuration, and return when connections are accepted."""
+        """Start, with ``more`` lines of configuration before the usual ones (the first word on a matter counts), and return when connections are accepted."""
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on its empty directory
         config = self.directory / "sshd_config"
         config.write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.host_key}\nPidFile none\nUsePAM no\n"
+            "".join(f"{line}\n" for line in more)
+            + f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.host_key}\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self.authorized_keys}\nStrictModes no\nPermitRootLogin prohibit-password\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\nMaxSessions 50\n"
-            "Subsystem sftp internal-sftp\nPrintMotd no\nUseDNS no\n" + "".join(f"{line}\n" for line in more)
+            "Subsystem sftp internal-sftp\nPrintMotd no\nUseDNS no\n"
         )
         with (self.directory / "sshd.log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchkit import budgets, link, page, peers, service
+from benchkit import budgets, link, outage, page, peers, service
 from benchkit.checkpoint import reason
 from labkit.postgresql import columns
 
@@ -52,6 +52,19 @@ def test_many_small_files_have_a_budget_of_their_own() -> None:
     loads = {"loads": [load(1000, 10, 0.4, total=1.1), load(400, 100_000, 0.4, total=1.1)]}
     assert verdict("whole migration, hybrid, idle container", "outage", loads).reached
     assert verdict("the same with 100,000 small files", "outage", loads).reached is False
+
+
+def test_a_copy_that_is_compared_too_stands_beside_the_budget_and_does_not_replace_it() -> None:
+    """A migration compares everything before it lets go of the source; the budget's rsync does not."""
+    loads = {"loads": [{**load(1000, 10, 0.4, total=1.5), "compared_seconds": [1.4]}]}
+    said = verdict("for comparison: the same where the copy is compared, too, as a migration is", "outage", loads)
+    assert (said.measured, said.reached) == ("1.07 (1000 in 10)", True)
+    assert verdict("whole migration, hybrid, idle container", "outage", loads).reached is False
+    [kept] = loads["loads"]
+    kept |= {"acknowledged_records_lost": 0, "kinds": {}}
+    [_, totals, _] = outage.tables(loads)
+    assert all(len(row) == len(totals.headings) for row in totals.rows)
+    assert totals.rows[0][totals.headings.index("ratio to rsync, compared")] == "1.07"
 
 
 def test_work_on_the_union_is_judged_by_its_slowest_kind() -> None:

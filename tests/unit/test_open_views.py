@@ -193,6 +193,17 @@ def test_an_opening_that_was_called_off_is_no_failure() -> None:
     assert opening.ended and opening.failure is None
 
 
+def test_what_an_opening_has_mounted_goes_with_it(sight: Sight, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_down = []
+    sight.union.unmount_all = lambda: taken_down.append(sight)
+    monkeypatch.setattr(attach_remote, "existing_arrivals", lambda _context: [sight])
+    sight.may_open.set()
+    preparing = at("source_prepared")
+    OpenViews().run(preparing)
+    preparing.bench.openings["web-7"].close(10)
+    assert taken_down == [sight]
+
+
 def test_what_nobody_has_waited_for_is_taken_down_once_nothing_is_being_opened() -> None:
     """An agent that stops in order leaves no view behind that no step has used."""
     begun, done = threading.Event(), list[str]()
