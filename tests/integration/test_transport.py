@@ -57,6 +57,14 @@ class Place:
     def peer(self) -> Peer:
         return self.sshd.peer
 
+    def view_of_a_file(self) -> Path:
+        """Where the source, with a ``file`` in it, is looked at from now on."""
+        mountpoint = self.directory / "remote"
+        mountpoint.mkdir()
+        (self.source / "file").write_text("here")
+        self.transport.mount_remote(self.peer, str(self.source), mountpoint)
+        return mountpoint
+
     def ssh_processes(self) -> list[int]:
         run_dir = os.fsencode(self.directory / "run")
         return [
@@ -651,10 +659,7 @@ def test_a_tree_that_is_not_there_cannot_be_mounted(place: Place) -> None:
 
 def test_a_killed_sshfs_is_noticed_and_replaced(place: Place) -> None:
     """D14, A6: the probe says so without hanging, and mounting again heals it."""
-    mountpoint = place.directory / "remote"
-    mountpoint.mkdir()
-    (place.source / "file").write_text("here")
-    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    mountpoint = place.view_of_a_file()
     [pid] = mounts.processes_with_argument(os.fsencode(mountpoint), program=b"sshfs")
     os.kill(pid, 9)
     wait_for(lambda: not place.transport.probe(mountpoint))
@@ -740,20 +745,14 @@ def test_a_view_opens_where_a_connection_carries_but_one_session(place: Place) -
     """C10: those that cannot join connect for themselves."""
     place.sshd.stop()
     place.sshd.start("MaxSessions 1")
-    mountpoint = place.directory / "remote"
-    mountpoint.mkdir()
-    (place.source / "file").write_text("here")
-    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    mountpoint = place.view_of_a_file()
     assert (mountpoint / "file").read_text() == "here"
     assert connections_to(place.peer) == 1 + 3
 
 
 def test_a_view_whose_connection_is_killed_connects_again(place: Place) -> None:
     """C1, D14: whichever of its ssh processes carried the others."""
-    mountpoint = place.directory / "remote"
-    mountpoint.mkdir()
-    (place.source / "file").write_text("here")
-    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    mountpoint = place.view_of_a_file()
     place.transport.close()
     for pid in mounts.processes_with_argument(os.fsencode(place.transport.run_dir), program=b"ssh"):
         with contextlib.suppress(ProcessLookupError):
@@ -772,10 +771,7 @@ def test_a_view_whose_connection_is_killed_connects_again(place: Place) -> None:
 
 def test_a_view_does_not_wait_for_the_connection_of_a_dead_one(place: Place) -> None:
     """C1: an ssh process that waits for a host which does not answer would have the new view wait as well."""
-    mountpoint = place.directory / "remote"
-    mountpoint.mkdir()
-    (place.source / "file").write_text("here")
-    place.transport.mount_remote(place.peer, str(place.source), mountpoint)
+    mountpoint = place.view_of_a_file()
     place.transport.close()
     [sshfs] = mounts.processes_with_argument(os.fsencode(mountpoint), program=b"sshfs")
     stuck = mounts.processes_with_argument(os.fsencode(place.transport.run_dir), program=b"ssh")
