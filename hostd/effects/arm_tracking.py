@@ -28,7 +28,8 @@ class ArmTracking(Effect):
             raise ContainerChangedError(f"the container {prepared.container_name!r} has been removed")
         pid = context.bench.engine.pid(prepared.container_id)
         dirty: list[DirtyManifest] = []
-        distrust, all_plain = [], []
+        distrust: list[str] = []
+        all_plain: list[str] = []
         layers: list[LayerTracker] = []
         # A step that is repeated finds the tracker that its first attempt started: only the life that armed the round
         # before can have watched since then.
@@ -44,8 +45,9 @@ class ArmTracking(Effect):
                 continue
             if number == 1:  # copies everything anyway
                 # Since before the look at the whole tree nothing was missed, and what was seen is looked at once more.
-                if isinstance(tracker, Tracker) and tracker.plain and seen.trusted:
-                    all_plain += [mount.destination] if all(map(plain, changed(mount, seen, open_files))) else []
+                known = isinstance(tracker, Tracker) and tracker.plain and seen.trusted
+                if known and all(map(plain, changed(mount, seen, open_files))):
+                    all_plain.append(mount.destination)
                 continue
             if fresh or not same_life or not seen.trusted:
                 distrust.append(f"{mount.destination}: {seen.why or 'the agent was restarted'}")

@@ -40,6 +40,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def shows(file: Path, contents: str) -> bool:
+    """Whether the file can be read, and has these contents."""
+    try:
+        return file.read_text() == contents
+    except OSError:
+        return False
+
+
 class Place:
     """A private directory, an sshd and a transport."""
 
@@ -757,14 +765,7 @@ def test_a_view_whose_connection_is_killed_connects_again(place: Place) -> None:
     for pid in mounts.processes_with_argument(os.fsencode(place.transport.run_dir), program=b"ssh"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
-
-    def reads() -> bool:
-        try:
-            return (mountpoint / "file").read_text() == "here"
-        except OSError:
-            return False
-
-    wait_for(reads)
+    wait_for(lambda: shows(mountpoint / "file", "here"))
     place.transport.unmount_remote(mountpoint)
     wait_for(lambda: not place.ssh_processes())
 
@@ -815,14 +816,7 @@ def test_reads_go_on_after_the_peer_has_come_back(place: Place) -> None:
     with pytest.raises(OSError):
         (mountpoint / "file").read_text()
     place.sshd.start()
-
-    def reads() -> bool:
-        try:
-            return (mountpoint / "file").read_text() == "contents"
-        except OSError:
-            return False
-
-    wait_for(reads)
+    wait_for(lambda: shows(mountpoint / "file", "contents"))
 
 
 def test_a_view_in_use_is_not_torn_away(place: Place) -> None:
